@@ -1,0 +1,364 @@
+"""All settings of a run: frozen, checked at load, each default in one place.
+
+Four sections, which are also the prefixes of ``--set``: ``model`` (the trunk), ``heads`` (the K prediction heads),
+``data`` (windows) and ``train`` (optimizer, schedule, saving). A preset is a set of changes to the defaults. A key
+that does not exist, a value that cannot be, or two settings that contradict each other raise ``ConfigError`` here
+and never at step 10 000.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from typing import Any, Final, Literal, Self
+
+import pydantic
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bytelm.errors import ConfigError
+
+AttentionKind = Literal["local", "global"]
+HeadFamily = Literal["linear", "mlp", "transformer"]
+BackwardMode = Literal["auto", "naive", "sequential", "checkpoint"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+MAX_PREDICTION_HEADS: Final = 32
+BUDGETS: Final = ("steps", "bytes", "time_budget_s")
+PATH_OF_CONFIG: Final = "config.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """Shape of the trunk: pre-norm, rotary, grouped-query attention with QK-norm, SwiGLU."""
+
+    d_model: int = Field(128, ge=8, le=65_536, description="width of the trunk")
+    layers: int = Field(4, ge=1, le=512, description="transformer layers, heads of the transformer family included")
+    attention_heads: int = Field(4, ge=1, le=1024, description="query heads of each attention layer")
+    kv_heads: int = Field(2, ge=1, le=1024, description="key and value heads, shared by groups of query heads")
+    d_ff: int = Field(344, ge=8, le=262_144, description="inner width of each SwiGLU")
+    attention_pattern: tuple[AttentionKind, ...] = Field(
+        ("local", "local", "local", "global"), min_length=1, description="kinds of attention, repeated over the layers"
+    )
+    local_window_bytes: int = Field(128, ge=1, description="bytes that a local layer sees, the present one included")
+    rope_base: float = Field(10_000.0, gt=1.0, description="base of the rotary angles")
+    norm_epsilon: float = Field(1e-6, gt=0.0, lt=0.1, description="added to the mean square in every RMSNorm")
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of one attention head."""
+        return self.d_model // self.attention_heads
+
+    def attention_kind(self, layer: int) -> AttentionKind:
+        """Kind of attention in a layer (0-based): the pattern, repeated."""
+        return self.attention_pattern[layer % len(self.attention_pattern)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.d_model % self.attention_heads:
+            raise ValueError(
+                f"model.d_model = {self.d_model} is not divisible by model.attention_heads = {self.attention_heads}"
+            )
+        if self.head_channels % 2:
+            raise ValueError(
+                f"model.d_model / model.attention_heads = {self.head_channels} is odd; "
+                "rotary positions need an even number"
+            )
+        if self.attention_heads % self.kv_heads:
+            raise ValueError(
+                f"model.attention_heads = {self.attention_heads} is not divisible by model.kv_heads = {self.kv_heads}"
+            )
+        return self
+
+
+class HeadsConfig(_Section):
+    """The K independent prediction heads: head k reads position t and predicts byte t + 1 + k."""
+
+    family: HeadFamily = Field("linear", description="what a head is made of")
+    count: int = Field(8, ge=1, le=MAX_PREDICTION_HEADS, description="K, the number of future bytes predicted at once")
+    backward: BackwardMode = Field(
+        "auto",
+        description="how the heads are back-propagated; auto is naive for light heads, sequential for transformer",
+    )
+    keep_parameters_equal: bool = Field(
+        False, description="transformer family: take K - 1 layers off the trunk, as the paper does"
+    )
+
+
+class DataConfig(_Section):
+    """Windows that are read from a corpus."""
+
+    window_bytes: int = Field(512, ge=2, le=1 << 20, description="context in bytes, in training and in generation")
+    loader_threads: int = Field(1, ge=1, le=64, description="threads that decode frames ahead of the model")
+
+
+class TrainConfig(_Section):
+    """Optimizer, schedule, budget, validation and saving. Just one of the three budgets is set."""
+
+    steps: int | None = Field(None, ge=1, description="budget in steps")
+    bytes: int | None = Field(None, ge=1, description="budget in bytes read")
+    time_budget_s: float | None = Field(None, gt=0, description="budget in seconds of training")
+    batch_windows: int = Field(8, ge=1, description="windows in one micro-batch")
+    accumulation: int = Field(1, ge=1, description="micro-batches in one step")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
+    final_learning_rate_ratio: float = Field(0.03, ge=0, le=1, description="last learning rate over the peak")
+    warmup_fraction: float = Field(0.03, ge=0, lt=1, description="share of the budget in which the rate rises")
+    weight_decay: float = Field(0.1, ge=0, lt=1, description="AdamW's decay, on matrices alone")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
+    clip_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="seed of the initial weights and of the window order")
+    precision: Precision = Field("auto", description="of the matrix products; auto is bfloat16 where it pays")
+    device: str = Field("auto", description="torch device; auto takes CUDA where there is one")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
+    log_every_steps: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
+    validate_every_steps: int = Field(200, ge=1, description="steps between two validations")
+    validation_bytes: int = Field(65_536, ge=1, description="bytes scored in one validation, always the same ones")
+    save_every_steps: int = Field(500, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        named = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"train.{' and train.'.join(named)} are both set; one budget decides, leave one")
+        return self
+
+
+class RunConfig(_Section):
+    """Everything that is needed to make a run again, as ``config.toml`` holds it."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the trunk")
+    heads: HeadsConfig = Field(default_factory=HeadsConfig, description="the prediction heads")
+    data: DataConfig = Field(default_factory=DataConfig, description="the windows")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="the optimization")
+
+    @property
+    def trunk_layers(self) -> int:
+        """Layers of the trunk itself, after ``heads.keep_parameters_equal``."""
+        return trunk_layers(self.model, self.heads)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.heads.keep_parameters_equal and self.heads.family != "transformer":
+            raise ValueError(f"heads.keep_parameters_equal needs heads.family = transformer, found {self.heads.family}")
+        if self.trunk_layers < 1:
+            raise ValueError(
+                f"heads.keep_parameters_equal takes heads.count - 1 = {self.heads.count - 1} layers off "
+                f"model.layers = {self.model.layers}, which leaves no trunk"
+            )
+        if self.model.local_window_bytes > self.data.window_bytes and "local" in self.model.attention_pattern:
+            raise ValueError(
+                f"model.local_window_bytes = {self.model.local_window_bytes} is longer than "
+                f"data.window_bytes = {self.data.window_bytes}; lower it, or make the pattern global"
+            )
+        return self
+
+    @classmethod
+    def build(cls, preset: str, changes: Iterable[str] = ()) -> Self:
+        """Settings of a preset with changes in the form of ``--set``.
+
+        Args:
+            preset: A key of ``PRESETS``.
+            changes: ``section.key=value`` strings, later ones win. A value is read as TOML (``8``, ``0.1``, ``true``,
+                ``["local", "global"]``) and as plain text where it is no TOML; ``none`` clears an optional value.
+
+        Raises:
+            ConfigError: Unknown preset or key (the nearest is suggested), impossible or contradicting values.
+
+        Example:
+            >>> RunConfig.build("tiny", ["heads.count=4"]).heads.count
+            4
+        """
+        if preset not in PRESETS:
+            raise ConfigError(f"unknown preset {preset!r}{_suggestion(preset, PRESETS)}")
+        changed: dict[str, dict[str, Any]] = {}
+        for change in changes:
+            path, separator, text = change.partition("=")
+            section, _, key = path.strip().rpartition(".")
+            if not (separator and key):
+                raise ConfigError(f"a setting is written section.key=value, found {change!r}")
+            if section not in cls.model_fields:
+                raise ConfigError(_unknown_setting(path.strip()))
+            changed.setdefault(section, {})[key] = _value(text.strip())
+        tree = {section: dict(values) for section, values in PRESETS[preset].items()}
+        if any(key in BUDGETS for key in changed.get("train", {})):  # a budget that was asked for replaces the preset's
+            tree["train"] = {key: value for key, value in tree["train"].items() if key not in BUDGETS}
+        for section, values in changed.items():
+            tree.setdefault(section, {}).update(values)
+        return cls.from_tree(tree)
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> Self:
+        """Settings from nested dictionaries, with errors as one line.
+
+        Raises:
+            ConfigError: Unknown key (the nearest is suggested), impossible or contradicting values.
+        """
+        try:
+            return cls.model_validate(tree)
+        except pydantic.ValidationError as error:
+            raise ConfigError(_first_fault(error)) from None
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Settings from the text of a ``config.toml``; its ``[made_by]`` table is not a setting and is skipped.
+
+        Raises:
+            ConfigError: Not TOML, unknown key, impossible or contradicting values.
+        """
+        try:
+            tree = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{PATH_OF_CONFIG} is not valid TOML: {error}") from error
+        tree.pop("made_by", None)
+        return cls.from_tree(tree)
+
+    def to_toml(self, **made_by: str) -> str:
+        """Text of ``config.toml``.
+
+        Args:
+            **made_by: Facts about the maker (bytelm's version, the corpus fingerprint), kept in ``[made_by]``.
+        """
+        tree = self.model_dump(mode="json", exclude_none=True)
+        if made_by:
+            tree = {"made_by": made_by, **tree}
+        return tomli_w.dumps(tree)
+
+
+def trunk_layers(model: ModelConfig, heads: HeadsConfig) -> int:
+    """Layers of the trunk: all of them, or K - 1 fewer under ``keep_parameters_equal`` (Gloeckle et al. 2024, §3)."""
+    return model.layers - (heads.count - 1 if heads.keep_parameters_equal else 0)
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """Every setting as (``section.key``, default, description), for help texts."""
+    rows = []
+    for section, field in RunConfig.model_fields.items():
+        section_type = field.annotation
+        assert isinstance(section_type, type)
+        assert issubclass(section_type, _Section)
+        for key, setting in section_type.model_fields.items():
+            rows.append((f"{section}.{key}", str(setting.default), setting.description or ""))
+    return rows
+
+
+def _value(text: str) -> Any:
+    if text.lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+
+
+def _first_fault(error: pydantic.ValidationError) -> str:
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return _unknown_setting(place)
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    return f"{place} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _unknown_setting(place: str) -> str:
+    keys = [name for name, _, _ in describe_settings()]
+    # A right key in the wrong section is the likeliest slip: compare last parts as well as whole paths.
+    key = place.rpartition(".")[2]
+    same_key = [name for name in keys if name.rpartition(".")[2] == key]
+    near = same_key or difflib.get_close_matches(place, keys, n=1, cutoff=0.5)
+    if not near:
+        tails = {name.rpartition(".")[2]: name for name in keys}
+        near = [tails[tail] for tail in difflib.get_close_matches(key, tails, n=1)]
+    hint = f"did you mean {near[0]!r}?" if near else "bytelm train --settings lists all"
+    return f"unknown setting {place!r}; {hint}"
+
+
+PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    # About 1 M parameters: tests and the demo.
+    "tiny": {"train": {"steps": 1500}},
+    # About 8 M.
+    "nano": {
+        "model": {
+            "d_model": 320,
+            "layers": 6,
+            "attention_heads": 10,
+            "kv_heads": 5,
+            "d_ff": 864,
+            "attention_pattern": ["local", "local", "global"],
+            "local_window_bytes": 512,
+        },
+        "data": {"window_bytes": 2048},
+        "train": {"learning_rate": 2e-3, "batch_windows": 16, "steps": 20_000},
+    },
+    # About 45 M.
+    "small": {
+        "model": {
+            "d_model": 576,
+            "layers": 12,
+            "attention_heads": 9,
+            "kv_heads": 3,
+            "d_ff": 1536,
+            "local_window_bytes": 1024,
+        },
+        "data": {"window_bytes": 8192},
+        "train": {"learning_rate": 1e-3, "batch_windows": 32, "steps": 30_000},
+    },
+    # About 350 M.
+    "base": {
+        "model": {
+            "d_model": 1280,
+            "layers": 20,
+            "attention_heads": 20,
+            "kv_heads": 5,
+            "d_ff": 3456,
+            "local_window_bytes": 1024,
+            "rope_base": 100_000.0,
+        },
+        "data": {"window_bytes": 8192, "loader_threads": 2},
+        "train": {"learning_rate": 6e-4, "batch_windows": 16, "accumulation": 8, "steps": 30_000},
+    },
+    # About 1.3 B.
+    "large": {
+        "model": {
+            "d_model": 2048,
+            "layers": 28,
+            "attention_heads": 16,
+            "kv_heads": 8,
+            "d_ff": 5504,
+            "local_window_bytes": 1024,
+            "rope_base": 100_000.0,
+        },
+        "data": {"window_bytes": 8192, "loader_threads": 2},
+        "train": {"learning_rate": 4e-4, "batch_windows": 8, "accumulation": 32, "steps": 50_000},
+    },
+    # The byte model of Gloeckle et al. 2024, tables S13 and S14: 12 x 2^20 bytes a step, 25 000 steps.
+    "paper-7b": {
+        "model": {
+            "d_model": 4096,
+            "layers": 32,
+            "attention_heads": 32,
+            "kv_heads": 32,
+            "d_ff": 11_008,
+            "attention_pattern": ["global"],
+        },
+        "data": {"window_bytes": 8192, "loader_threads": 4},
+        "train": {
+            "learning_rate": 3e-4,
+            "warmup_fraction": 0.08,
+            "batch_windows": 1,
+            "accumulation": 1536,
+            "steps": 25_000,
+        },
+    },
+}
+"""Named starting points: changes to the defaults above, by section."""

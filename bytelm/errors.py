@@ -1,0 +1,46 @@
+"""Every error that a caller can cause, under one root.
+
+    BytelmError                the command line prints its one line and exits 2
+    ├── ConfigError            a setting that is unknown, impossible or contradicts another
+    ├── SourceError            a file or folder to ingest that is missing or cannot be read
+    ├── CorpusError            a corpus that is missing, empty, too short or not the expected one
+    │   └── ShardError         a shard whose bytes are damaged, truncated or of an unknown version
+    ├── CheckpointError        a run or checkpoint that is missing, damaged or belongs elsewhere
+    ├── GenerationError        a request to the decoder that it cannot honour
+    └── StorageError           a disk that refuses a write: full, read-only, over quota
+
+A message says what was wrong, what was found and what to do, in one line. What only bytelm itself can get
+wrong is an ``assert``, never one of these.
+"""
+
+
+class BytelmError(Exception):
+    """Root of all errors that a caller can cause."""
+
+
+class ConfigError(BytelmError):
+    """A setting is unknown, impossible or contradicts another."""
+
+
+class SourceError(BytelmError):
+    """A file or folder to ingest is missing or cannot be read."""
+
+
+class CorpusError(BytelmError):
+    """A corpus is missing, empty, too short or not the one that was expected."""
+
+
+class ShardError(CorpusError):
+    """A shard is damaged, truncated or of a version that this bytelm does not know."""
+
+
+class CheckpointError(BytelmError):
+    """A run or checkpoint is missing, damaged or belongs to something else."""
+
+
+class GenerationError(BytelmError):
+    """The decoder cannot honour a request."""
+
+
+class StorageError(BytelmError):
+    """The disk refuses a write: full, read-only or over quota."""

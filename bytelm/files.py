@@ -1,0 +1,75 @@
+"""Writing that a power cut, a full disk or a kill cannot leave half done.
+
+A file is written beside its place, flushed to the disk and renamed over it; the folder's entry is flushed too.
+A reader therefore sees the old file or the new one, never a part. A disk that refuses becomes ``StorageError``.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bytelm.errors import StorageError
+
+_REFUSALS = {
+    errno.ENOSPC: ("no space is left on the disk", "free some space and run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
+    errno.EFBIG: ("the file would be larger than this system allows", "raise the file size limit (ulimit -f)"),
+    errno.EROFS: ("the disk is read-only", "choose another --out"),
+    errno.EACCES: ("permission is denied", "choose another --out or change the folder's permissions"),
+    errno.EPERM: ("the system does not permit it", "choose another --out or change the folder's permissions"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another --out"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, then choose another --out"),
+}
+
+
+@contextlib.contextmanager
+def refusals_named(path: Path) -> Iterator[None]:
+    """Turn a disk's refusal inside the block into ``StorageError`` that names the path and the remedy.
+
+    Args:
+        path: What is being written, for the message.
+
+    Raises:
+        StorageError: The disk is full, read-only or over quota, or permission is denied.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        cause, remedy = _REFUSALS[error.errno]
+        raise StorageError(f"cannot write {path}: {cause}; {remedy}") from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside its place, flushed, then renamed over it.
+
+    Args:
+        path: Where the file goes; its folder must exist.
+        content: All of its bytes.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with refusals_named(path):
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            flush_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)

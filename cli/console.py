@@ -1,0 +1,74 @@
+"""What every command says and where: results to stdout, everything for people's eyes to stderr.
+
+With ``--json`` a command prints one JSON object on stdout and nothing else there. Text that comes from data or from
+a model is made safe first: a terminal obeys escape sequences, so they are shown instead.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+EXIT_OK = 0
+EXIT_OURS = 1
+EXIT_CALLER = 2
+EXIT_INTERRUPTED = 130
+
+
+def people() -> Console:
+    """A console on stderr, for progress, tables and dashboards. Markup and highlighting are off: text is text."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=False)
+
+
+def say(line: str) -> None:
+    """One line for people, on stderr."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201  the one place that prints lines
+
+
+def result(line: str) -> None:
+    """One line of a command's result, on stdout."""
+    print(line, flush=True)  # noqa: T201  the one place that prints results
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The one JSON object of ``--json``, on stdout."""
+    result(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def fail(message: str) -> None:
+    """The one line of a failed command, on stderr."""
+    say(f"error: {' '.join(message.split())}")
+
+
+def shown(text: str) -> str:
+    r"""Text with control characters escaped, so that a terminal shows them instead of obeying them.
+
+    Newline and tab stay. C0, DEL and C1 controls become ``\xNN``; line and paragraph separators and the
+    bidirectional controls, which reorder what is printed, become ``\uNNNN``.
+
+    Example:
+        >>> shown("a\x1b[2J")
+        'a\\x1b[2J'
+    """
+    return "".join(character if _harmless(character) else _escaped(character) for character in text)
+
+
+def styled(text: str, style: str) -> Text:
+    """Safe text in one style, never read as markup."""
+    return Text(shown(text), style=style)
+
+
+def _harmless(character: str) -> bool:
+    if character in "\n\t":
+        return True
+    code = ord(character)
+    reorders = code in (0x061C, 0x200E, 0x200F, 0x2028, 0x2029) or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    return not (code < 0x20 or 0x7F <= code < 0xA0 or reorders)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
