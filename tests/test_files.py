@@ -1,0 +1,55 @@
+"""Files are whole or absent, and a disk that refuses is named with its remedy."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bytelm.errors import StorageError
+from bytelm.files import refusals_named, write_file
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    target = tmp_path / "index.json"
+    write_file(target, b"old")
+    write_file(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+
+
+def test_a_write_that_the_system_cuts_short_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "index.json"
+    write_file(target, b"old")
+    code = (
+        "import pathlib, sys; from bytelm.files import write_file\n"
+        f"write_file(pathlib.Path({str(target)!r}), b'x' * 100_000)"
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    ended = subprocess.run(
+        [sys.executable, "-B", "-c", code], preexec_fn=limit, capture_output=True, text=True, check=False
+    )
+    assert "StorageError" in ended.stderr
+    assert "larger than this system allows" in ended.stderr
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_refusals_of_the_disk_are_named_with_path_and_remedy(number: int, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*; ") as caught, refusals_named(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), refusals_named(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "gone")

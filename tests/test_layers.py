@@ -1,0 +1,107 @@
+"""The layers hold: a module imports only from rows below its own, and the outermost imports stay light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Lowest row first. A module imports only from rows before its own.
+ROWS: list[set[str]] = [
+    {"bytelm.errors", "bytelm.vocab"},
+    {"bytelm.files", "bytelm.utf8", "bytelm.data.order", "bytelm.cli.console"},
+    {"bytelm.config", "bytelm.run_log", "bytelm.data.sources", "bytelm.data.shards", "bytelm.kv_cache"},
+    {
+        "bytelm.attention",
+        "bytelm.packing",
+        "bytelm.optim",
+        "bytelm.sampling",
+        "bytelm.data.ingest",
+        "bytelm.data.loader",
+    },
+    {"bytelm.layers"},
+    {"bytelm.heads"},
+    {"bytelm.model"},
+    {"bytelm.loss", "bytelm.checkpoint"},
+    {"bytelm.decode"},
+    {"bytelm.evaluate"},
+    {"bytelm.train"},
+    {"bytelm.api", "bytelm.report"},
+    {"bytelm.quickstart"},
+    {"bytelm.cli.dashboard"},
+    {"bytelm.cli.ingest", "bytelm.cli.train", "bytelm.cli.generate", "bytelm.cli.evaluate", "bytelm.cli.report"},
+    {"bytelm.cli.quickstart"},
+    {"bytelm.cli.app"},
+    {"bytelm.cli.__main__"},
+]
+PACKAGES = {"bytelm", "bytelm.data", "bytelm.cli"}
+HEAVY = {"torch", "numpy", "pydantic", "xformers", "matplotlib", "safetensors"}
+TORCH_IN_DATA = {"bytelm.data.loader"}
+
+
+def module_files() -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for package, folder in (("bytelm", "bytelm"), ("bytelm.data", "data"), ("bytelm.cli", "cli")):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            name = package if path.stem == "__init__" else f"{package}.{path.stem}"
+            files[name] = path
+    return files
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Modules that a file imports anywhere but under TYPE_CHECKING, as absolute names."""
+    names = set(module_files())
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in names else node.module
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_every_module_has_a_row() -> None:
+    listed = set().union(*ROWS)
+    assert sum(len(row) for row in ROWS) == len(listed), "a module stands in two rows"
+    assert listed == set(module_files()) - PACKAGES
+
+
+def test_a_module_imports_only_from_rows_below_its_own() -> None:
+    row_of = {name: row for row, names in enumerate(ROWS) for name in names}
+    wrong = [
+        f"{name} imports {imported}"
+        for name, path in module_files().items()
+        if name in row_of
+        for imported in imports_of(path)
+        if imported in row_of and row_of[imported] >= row_of[name]
+    ]
+    assert not wrong
+
+
+def test_in_data_only_the_loader_imports_torch() -> None:
+    with_torch = {
+        name
+        for name, path in module_files().items()
+        if name.startswith("bytelm.data") and any(module.split(".")[0] == "torch" for module in imports_of(path))
+    }
+    assert with_torch == TORCH_IN_DATA
+
+
+@pytest.mark.parametrize("module", ["bytelm", "bytelm.cli.app"])
+def test_the_outermost_imports_load_nothing_heavy(module: str) -> None:
+    code = f"import {module}, sys; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert loaded.stdout.split() == []
