@@ -1,0 +1,29 @@
+"""One colour for each prediction head, the same in the terminal, in figures and in pages.
+
+Head 0, whose bytes the trunk verified itself, is grey. Drafting heads run from blue (the next byte) over green to
+red (the farthest), all of a middle lightness, so that they read on a dark and on a light ground.
+"""
+
+import colorsys
+from typing import Final
+
+VERIFIED: Final = "#8a8f98"
+_NEAREST_HUE, _FARTHEST_HUE = 0.62, 0.0
+
+
+def head_colour(head: int, heads: int) -> str:
+    """Colour of a head as ``#rrggbb``.
+
+    Args:
+        head: k, 0 … heads - 1.
+        heads: K, at least 1.
+
+    Example:
+        >>> head_colour(0, 8)
+        '#8a8f98'
+    """
+    if head == 0:
+        return VERIFIED
+    share = (head - 1) / max(heads - 2, 1)
+    hue = _NEAREST_HUE + share * (_FARTHEST_HUE - _NEAREST_HUE)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.47, 0.68))
