@@ -34,17 +34,23 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Shape of the trunk: pre-norm, rotary, grouped-query attention with QK-norm, SwiGLU."""
 
-    d_model: int = Field(128, ge=8, le=65_536, description="width of the trunk")
-    layers: int = Field(4, ge=1, le=512, description="transformer layers, heads of the transformer family included")
-    attention_heads: int = Field(4, ge=1, le=1024, description="query heads of each attention layer")
-    kv_heads: int = Field(2, ge=1, le=1024, description="key and value heads, shared by groups of query heads")
-    d_ff: int = Field(344, ge=8, le=262_144, description="inner width of each SwiGLU")
-    attention_pattern: tuple[AttentionKind, ...] = Field(
-        ("local", "local", "local", "global"), min_length=1, description="kinds of attention, repeated over the layers"
+    d_model: int = Field(default=128, ge=8, le=65_536, description="width of the trunk")
+    layers: int = Field(
+        default=4, ge=1, le=512, description="transformer layers, heads of the transformer family included"
     )
-    local_window_bytes: int = Field(128, ge=1, description="bytes that a local layer sees, the present one included")
-    rope_base: float = Field(10_000.0, gt=1.0, description="base of the rotary angles")
-    norm_epsilon: float = Field(1e-6, gt=0.0, lt=0.1, description="added to the mean square in every RMSNorm")
+    attention_heads: int = Field(default=4, ge=1, le=1024, description="query heads of each attention layer")
+    kv_heads: int = Field(default=2, ge=1, le=1024, description="key and value heads, shared by groups of query heads")
+    d_ff: int = Field(default=344, ge=8, le=262_144, description="inner width of each SwiGLU")
+    attention_pattern: tuple[AttentionKind, ...] = Field(
+        default=("local", "local", "local", "global"),
+        min_length=1,
+        description="kinds of attention, repeated over the layers",
+    )
+    local_window_bytes: int = Field(
+        default=128, ge=1, description="bytes that a local layer sees, the present one included"
+    )
+    rope_base: float = Field(default=10_000.0, gt=1.0, description="base of the rotary angles")
+    norm_epsilon: float = Field(default=1e-6, gt=0.0, lt=0.1, description="added to the mean square in every RMSNorm")
 
     @property
     def head_channels(self) -> int:
@@ -76,48 +82,54 @@ class ModelConfig(_Section):
 class HeadsConfig(_Section):
     """The K independent prediction heads: head k reads position t and predicts byte t + 1 + k."""
 
-    family: HeadFamily = Field("linear", description="what a head is made of")
-    count: int = Field(8, ge=1, le=MAX_PREDICTION_HEADS, description="K, the number of future bytes predicted at once")
+    family: HeadFamily = Field(default="linear", description="what a head is made of")
+    count: int = Field(
+        default=8, ge=1, le=MAX_PREDICTION_HEADS, description="K, the number of future bytes predicted at once"
+    )
     backward: BackwardMode = Field(
-        "auto",
+        default="auto",
         description="how the heads are back-propagated; auto is naive for light heads, sequential for transformer",
     )
     keep_parameters_equal: bool = Field(
-        False, description="transformer family: take K - 1 layers off the trunk, as the paper does"
+        default=False, description="transformer family: take K - 1 layers off the trunk, as the paper does"
     )
 
 
 class DataConfig(_Section):
     """Windows that are read from a corpus."""
 
-    window_bytes: int = Field(512, ge=2, le=1 << 20, description="context in bytes, in training and in generation")
-    loader_threads: int = Field(1, ge=1, le=64, description="threads that decode frames ahead of the model")
+    window_bytes: int = Field(
+        default=512, ge=2, le=1 << 20, description="context in bytes, in training and in generation"
+    )
+    loader_threads: int = Field(default=1, ge=1, le=64, description="threads that decode frames ahead of the model")
 
 
 class TrainConfig(_Section):
     """Optimizer, schedule, budget, validation and saving. Just one of the three budgets is set."""
 
-    steps: int | None = Field(None, ge=1, description="budget in steps")
-    bytes: int | None = Field(None, ge=1, description="budget in bytes read")
-    time_budget_s: float | None = Field(None, gt=0, description="budget in seconds of training")
-    batch_windows: int = Field(8, ge=1, description="windows in one micro-batch")
-    accumulation: int = Field(1, ge=1, description="micro-batches in one step")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
-    final_learning_rate_ratio: float = Field(0.03, ge=0, le=1, description="last learning rate over the peak")
-    warmup_fraction: float = Field(0.03, ge=0, lt=1, description="share of the budget in which the rate rises")
-    weight_decay: float = Field(0.1, ge=0, lt=1, description="AdamW's decay, on matrices alone")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
-    clip_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
-    seed: int = Field(0, ge=0, lt=1 << 63, description="seed of the initial weights and of the window order")
-    precision: Precision = Field("auto", description="of the matrix products; auto is bfloat16 where it pays")
-    device: str = Field("auto", description="torch device; auto takes CUDA where there is one")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
-    log_every_steps: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
-    validate_every_steps: int = Field(200, ge=1, description="steps between two validations")
-    validation_bytes: int = Field(65_536, ge=1, description="bytes scored in one validation, always the same ones")
-    save_every_steps: int = Field(500, ge=1, description="steps between two checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    steps: int | None = Field(default=None, ge=1, description="budget in steps")
+    bytes: int | None = Field(default=None, ge=1, description="budget in bytes read")
+    time_budget_s: float | None = Field(default=None, gt=0, description="budget in seconds of training")
+    batch_windows: int = Field(default=8, ge=1, description="windows in one micro-batch")
+    accumulation: int = Field(default=1, ge=1, description="micro-batches in one step")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate")
+    final_learning_rate_ratio: float = Field(default=0.03, ge=0, le=1, description="last learning rate over the peak")
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of the budget in which the rate rises")
+    weight_decay: float = Field(default=0.1, ge=0, lt=1, description="AdamW's decay, on matrices alone")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
+    clip_norm: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="seed of the initial weights and of the window order")
+    precision: Precision = Field(default="auto", description="of the matrix products; auto is bfloat16 where it pays")
+    device: str = Field(default="auto", description="torch device; auto takes CUDA where there is one")
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
+    log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
+    validate_every_steps: int = Field(default=200, ge=1, description="steps between two validations")
+    validation_bytes: int = Field(
+        default=65_536, ge=1, description="bytes scored in one validation, always the same ones"
+    )
+    save_every_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
