@@ -38,8 +38,8 @@ def learning_rate(fraction: float, train: TrainConfig) -> float:
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """AdamW over all parameters, with decay on matrices alone.
 
-    Gains of norms are scales around 1, not weights to be kept small, and the row of a byte that a batch does not
-    hold would shrink without ever being used: neither norms nor embeddings decay.
+    The matrices are the weights of linear layers. Gains are scales around 1, not weights to be kept small, and the
+    embedding row of a byte that a batch does not hold would shrink without being used: neither decays.
 
     Args:
         model: Its parameters that require gradients are optimized.
@@ -47,10 +47,10 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
     Source: Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2; values of Gloeckle et al. 2024, table S13.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in embeddings]
-    others = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in embeddings]
+    matrices = [parameter for parameter in trained if id(parameter) in linear]
+    others = [parameter for parameter in trained if id(parameter) not in linear]
     groups = [
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from bytelm.config import TrainConfig
+from bytelm.config import RunConfig, TrainConfig
 from bytelm.errors import CheckpointError
+from bytelm.model import ByteLM
 from bytelm.optim import learning_rate, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 
 TRAIN = TrainConfig(learning_rate=0.01, warmup_fraction=0.1, final_learning_rate_ratio=0.2, weight_decay=0.5)
@@ -62,6 +63,19 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not() -> None:
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"2.weight"}
     torch.testing.assert_close(model[2].weight, before["2.weight"] * (1 - 0.01 * 0.5))
+
+
+def test_of_the_byte_model_only_the_weights_of_linear_layers_decay() -> None:
+    config = RunConfig()
+    model = ByteLM(config.model, config.heads)
+    decaying, others = make_optimizer(model, TRAIN).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)].rpartition(".")[2] for parameter in decaying["params"]} == {"weight"}
+    assert {names[id(parameter)].rpartition(".")[2] for parameter in others["params"]} == {
+        "embedding",
+        "gain",
+        "query_key_gain",
+    }
 
 
 def test_one_step_is_the_step_of_the_paper() -> None:
