@@ -1,0 +1,377 @@
+"""Checkpoints: all of a run's state at one step, written whole or not at all, and verified before it is used.
+
+    runs/a/checkpoints/step-00001000/
+      model.safetensors      the weights
+      optimizer.safetensors  the optimizer's state and the random generators
+      state.json             step, corpus, loader position and whatever else the trainer counts
+      config.toml            the settings
+      manifest.json          written last: version, size and SHA-256 of each of these files, and of itself
+
+The folder is filled under another name, flushed to the disk and renamed, so that a folder with the right name is a
+whole checkpoint; damage that comes later (a flipped bit, a truncated, missing or swapped file) fails a checksum.
+Nothing is pickled: weights and state are plain tensors, the rest is JSON and TOML.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import bytelm
+from bytelm.config import PATH_OF_CONFIG, RunConfig
+from bytelm.errors import CheckpointError
+from bytelm.files import flush_folder, refusals_named, write_file
+from bytelm.model import ByteLM
+
+FORMAT: Final = "bytelm checkpoint"
+FORMAT_VERSION: Final = 1
+FOLDER: Final = "checkpoints"
+
+_MODEL: Final = "model.safetensors"
+_OPTIMIZER: Final = "optimizer.safetensors"
+_STATE: Final = "state.json"
+_MANIFEST: Final = "manifest.json"
+_FILES: Final = (_MODEL, _OPTIMIZER, _STATE, PATH_OF_CONFIG)
+_NAME: Final = re.compile(r"step-(\d{8,})")
+_UNFINISHED: Final = ".part"
+_RANDOM: Final = "random."
+_OPTIMIZER_STATE: Final = "optimizer."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All that a run needs to go on as if it had not stopped."""
+
+    step: int
+    """Optimizer steps done."""
+    config: RunConfig
+    corpus: str
+    """Where the corpus was, as an absolute path."""
+    fingerprint: str
+    """Which corpus it was."""
+    model: Mapping[str, Tensor]
+    """Weights by name."""
+    optimizer: Mapping[str, Tensor]
+    """Optimizer state by name."""
+    random: Mapping[str, Tensor]
+    """States of the random generators by device, uint8."""
+    progress: Mapping[str, Any]
+    """What the trainer counts (bytes, seconds, loader position …), as JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The newest sound checkpoint of a run, and what was passed over to reach it."""
+
+    checkpoint: Path
+    snapshot: Snapshot
+    damaged: tuple[tuple[Path, str], ...]
+    """Newer checkpoints that are damaged, each with the reason, newest first."""
+
+
+def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
+    """Write a checkpoint and remove the oldest ones.
+
+    Args:
+        run: Folder of the run; it must exist.
+        snapshot: What to keep; tensors of any device.
+        keep: Newest checkpoints that stay, at least 1, the one that is written included.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        StorageError: The disk refuses; older checkpoints are as they were, and no part of this one stays.
+    """
+    final = run / FOLDER / f"step-{snapshot.step:08d}"
+    beside = final.with_name(f".{final.name}{_UNFINISHED}")
+    with refusals_named(final):
+        final.parent.mkdir(exist_ok=True)
+        for leftover in final.parent.glob(f".*{_UNFINISHED}"):  # of a run that was killed while it saved
+            shutil.rmtree(leftover)
+        beside.mkdir()
+        try:
+            _fill(beside, snapshot)
+            if final.exists():  # the same step, made again because what stood here is damaged
+                _remove(final)
+            beside.rename(final)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        flush_folder(final.parent)
+        for old in [path for path in checkpoints(run) if path != final][: -(keep - 1) or None]:
+            _remove(old)
+    return final
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Folders of a run's checkpoints, oldest first, sound or not; empty where there is none."""
+    folder = run / FOLDER
+    if not folder.is_dir():
+        return []
+    found = [(_step_of(path), path) for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return [path for _, path in sorted(found)]
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run, unverified; None where there is none."""
+    return max(checkpoints(run), key=_step_of, default=None)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest one if it is the folder of a run.
+
+    Raises:
+        CheckpointError: The path does not exist, or is neither.
+    """
+    if _NAME.fullmatch(path.name) and path.is_dir():
+        return path
+    newest = latest_checkpoint(path)
+    if newest is not None:
+        return newest
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give the folder of a run, or one of its checkpoints")
+    if (path / PATH_OF_CONFIG).is_file():
+        raise CheckpointError(f"{path} has no checkpoint yet; train it first: bytelm train --out {path}")
+    raise CheckpointError(f"{path} is not the folder of a run (it has no {FOLDER}/step-…); bytelm train makes one")
+
+
+def find_newest_sound(run: Path) -> Found | None:
+    """The newest checkpoint of a run whose every byte is as it was written.
+
+    Returns:
+        The checkpoint with its contents, and what was passed over; None where the run has no checkpoint at all.
+
+    Raises:
+        CheckpointError: The run has checkpoints and all of them are damaged; each is named.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for checkpoint in reversed(checkpoints(run)):
+        try:
+            snapshot = load_snapshot(checkpoint)
+        except CheckpointError as error:
+            damaged.append((checkpoint, str(error)))
+        else:
+            return Found(checkpoint=checkpoint, snapshot=snapshot, damaged=tuple(damaged))
+    if not damaged:
+        return None
+    reasons = "; ".join(reason for _, reason in damaged)
+    raise CheckpointError(f"every checkpoint of {run} is damaged: {reasons}; start again with another --out")
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint so that it counts no longer, and keep it for whoever wants to look.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    place = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    with refusals_named(place):
+        if place.exists():
+            shutil.rmtree(place)
+        checkpoint.rename(place)
+        flush_folder(place.parent)
+    return place
+
+
+def load_snapshot(checkpoint: Path) -> Snapshot:
+    """Everything in a checkpoint, verified.
+
+    Args:
+        checkpoint: Folder of one checkpoint.
+
+    Raises:
+        CheckpointError: A file is missing, truncated, altered or of another checkpoint, or the version is unknown.
+    """
+    _verify(checkpoint, _FILES)
+    state = json.loads((checkpoint / _STATE).read_bytes())
+    optimizer = safetensors.torch.load_file(checkpoint / _OPTIMIZER)
+    return Snapshot(
+        step=state["step"],
+        config=_read_config(checkpoint),
+        corpus=state["corpus"],
+        fingerprint=state["fingerprint"],
+        model=safetensors.torch.load_file(checkpoint / _MODEL),
+        optimizer=_with_prefix(_OPTIMIZER_STATE, optimizer),
+        random=_with_prefix(_RANDOM, optimizer),
+        progress=state["progress"],
+    )
+
+
+def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
+    """A trained model, on the CPU and in evaluation mode, with the settings that it was trained with.
+
+    Only what is used is read: of the optimizer's state, just presence and size are checked.
+
+    Args:
+        path: Folder of a run, whose newest checkpoint is taken, or of one checkpoint.
+
+    Raises:
+        CheckpointError: No checkpoint is there, a file of it is missing or damaged, or the version is unknown.
+    """
+    checkpoint = find_checkpoint(Path(path))
+    _verify(checkpoint, (_MODEL, PATH_OF_CONFIG))
+    config = _read_config(checkpoint)
+    with torch.device("meta"):
+        model = ByteLM(config.model, config.heads)
+    model.load_state_dict(safetensors.torch.load_file(checkpoint / _MODEL), assign=True)
+    return model.eval(), config
+
+
+def read_corpus(path: Path) -> tuple[str, str]:
+    """Where the corpus of a run was, and its fingerprint.
+
+    Args:
+        path: Folder of a run or of one checkpoint.
+
+    Raises:
+        CheckpointError: As ``load_model``.
+    """
+    checkpoint = find_checkpoint(Path(path))
+    _verify(checkpoint, (_STATE,))
+    state = json.loads((checkpoint / _STATE).read_bytes())
+    return state["corpus"], state["fingerprint"]
+
+
+def config_text(config: RunConfig, *, corpus: str, fingerprint: str) -> str:
+    """Text of ``config.toml``, for a run and for each of its checkpoints."""
+    return config.to_toml(bytelm=bytelm.__version__, corpus=corpus, corpus_fingerprint=fingerprint)
+
+
+def _fill(folder: Path, snapshot: Snapshot) -> None:
+    optimizer = {_OPTIMIZER_STATE + name: tensor for name, tensor in snapshot.optimizer.items()}
+    random = {_RANDOM + name: tensor for name, tensor in snapshot.random.items()}
+    state = {
+        "step": snapshot.step,
+        "corpus": snapshot.corpus,
+        "fingerprint": snapshot.fingerprint,
+        "progress": dict(snapshot.progress),
+    }
+    text = config_text(snapshot.config, corpus=snapshot.corpus, fingerprint=snapshot.fingerprint)
+    _write_tensors(folder / _MODEL, snapshot.model)
+    _write_tensors(folder / _OPTIMIZER, {**optimizer, **random})
+    write_file(folder / _STATE, _rendered(state))
+    write_file(folder / PATH_OF_CONFIG, text.encode())
+    manifest = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "bytelm": bytelm.__version__,
+        "step": snapshot.step,
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in _FILES},
+    }
+    write_file(folder / _MANIFEST, _rendered({**manifest, "sha256": hashlib.sha256(_rendered(manifest)).hexdigest()}))
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with _disk_errors_of_safetensors():
+        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _disk_errors_of_safetensors() -> Iterator[None]:
+    # The library reports a full disk as its own error, with the number of the system's error in the text alone.
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _verify(checkpoint: Path, names: tuple[str, ...]) -> None:
+    """Check the manifest, the presence and size of every file, and the checksums of those named."""
+    with _unreadable_named(checkpoint):
+        manifest = _read_manifest(checkpoint)
+        for name, facts in manifest["files"].items():
+            path = checkpoint / name
+            if not path.is_file():
+                raise _damaged(checkpoint, f"{name} is missing")
+            size = path.stat().st_size
+            if size != facts["bytes"]:
+                raise _damaged(checkpoint, f"{name} has {size} bytes, {facts['bytes']} were written")
+        for name in names:
+            if _sha256(checkpoint / name) != manifest["files"][name]["sha256"]:
+                raise _damaged(checkpoint, f"the contents of {name} are not those that were written")
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / _MANIFEST
+    if not path.is_file():
+        raise _damaged(checkpoint, f"{_MANIFEST} is missing")
+    content = path.read_bytes()
+    try:
+        manifest = json.loads(content)
+        own_sum = manifest.pop("sha256")
+        version = manifest["version"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _damaged(checkpoint, f"{_MANIFEST} is not one") from error
+    if manifest.get("format") == FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{checkpoint} has version {version} and this bytelm reads up to {FORMAT_VERSION}; install a newer bytelm"
+        )
+    # Rendering again must give the same bytes: so even a flip that leaves the meaning alone is noticed.
+    whole = _rendered({**manifest, "sha256": own_sum})
+    if whole != content or hashlib.sha256(_rendered(manifest)).hexdigest() != own_sum:
+        raise _damaged(checkpoint, f"the contents of {_MANIFEST} are not those that were written")
+    if manifest["step"] != _step_of(checkpoint):
+        raise _damaged(checkpoint, f"its {_MANIFEST} is that of step {manifest['step']}")
+    return manifest
+
+
+@contextlib.contextmanager
+def _unreadable_named(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {checkpoint}: {error.strerror}; check its permissions") from error
+
+
+def _damaged(checkpoint: Path, reason: str) -> CheckpointError:
+    run = checkpoint.parent.parent
+    older = [path for path in checkpoints(run) if _step_of(path) < _step_of(checkpoint)]
+    remedy = f"an older one is {older[-1]}" if older else f"{run} has no older one: train again"
+    return CheckpointError(f"{checkpoint} is damaged: {reason}; {remedy}")
+
+
+def _read_config(checkpoint: Path) -> RunConfig:
+    return RunConfig.from_toml((checkpoint / PATH_OF_CONFIG).read_text(encoding="utf-8"))
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _step_of(checkpoint: Path) -> int:
+    name = _NAME.fullmatch(checkpoint.name)
+    assert name is not None
+    return int(name[1])
+
+
+def _remove(checkpoint: Path) -> None:
+    # Renamed first, so that no half of it can be taken for a checkpoint.
+    gone = checkpoint.with_name(f".{checkpoint.name}-old{_UNFINISHED}")
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _rendered(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
