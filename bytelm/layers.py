@@ -1,0 +1,354 @@
+"""The parts of a transformer layer, and what all layers of one pass share.
+
+RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU, and the pre-norm block of them. No biases.
+A block does not know whether it trains, reads a prompt or decodes: that is in the pass that it is given. A
+``WindowPass`` attends to its own rows (and may leave their keys in a cache), a ``CachedPass`` to a cache's slots.
+
+Norms, rotations and softmax are computed in float32 whatever the dtype of weights or autocast.
+
+Shapes: B batch, T bytes of a pass (M where it is a decoding pass), D width, F inner width, H attention heads, G key
+and value heads, C channels of a head, S slots.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bytelm.attention import Mask, attend, attend_range
+from bytelm.config import AttentionKind, ModelConfig
+from bytelm.kv_cache import KVCache, key_range
+
+ALL_ROWS = slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotary tables of a pass, ready to be multiplied with (B, T, heads, C).
+
+    The second half of each head's channels is the partner of the first: channel c turns with c + C / 2.
+
+    Attributes:
+        cosine: (1 or B, T, 1, C) float32.
+        sine: Same shape, the first half negated.
+
+    Source:
+        Su et al. 2021, arXiv 2104.09864, equation 34.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def turn(self, states_BTHC: Tensor) -> Tensor:
+        """Rotate queries or keys to their positions; float32 in, float32 out."""
+        swapped = states_BTHC.roll(states_BTHC.shape[-1] // 2, -1)
+        return torch.addcmul(states_BTHC * self.cosine, swapped, self.sine)
+
+
+def rotary_tables(positions: Tensor, channels: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of positions.
+
+    Args:
+        positions: Integers of any shape (…).
+        channels: C, even.
+        base: Of the geometric sequence of wavelengths.
+
+    Returns:
+        Two float32 tensors of shape (…, C).
+    """
+    exponents = torch.arange(channels // 2, device=positions.device, dtype=torch.float64) / (channels // 2)
+    # Angles in float64: position 100 000 in float32 would already be wrong in the fourth digit.
+    angles = positions.double().unsqueeze(-1) * base**-exponents
+    cosine, sine = angles.cos().float(), angles.sin().float()
+    return torch.cat((cosine, cosine), -1), torch.cat((-sine, sine), -1)
+
+
+def document_positions(documents_BT: Tensor) -> Tensor:
+    """Position of each byte in its own document.
+
+    Args:
+        documents_BT: Integers that change exactly where a document begins.
+
+    Returns:
+        int64 (B, T).
+
+    Example:
+        >>> document_positions(torch.tensor([[0, 0, 1, 1, 1]])).tolist()
+        [[0, 1, 0, 1, 2]]
+    """
+    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    begins_BT = F.pad(documents_BT[:, 1:] != documents_BT[:, :-1], (1, 0), value=True)
+    return index_T - (index_T * begins_BT).cummax(dim=1).values
+
+
+class Pass(Protocol):
+    """What the layers of one pass share: the positions of its rows, and what each row may attend to."""
+
+    @property
+    def rotary(self) -> Rotary:
+        """Rotary tables of all rows."""
+        ...
+
+    def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
+        """Leave keys and values in the cache, where there is one."""
+        ...
+
+    def attend(
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+    ) -> Tensor:
+        """Remember keys and values of all rows; return the mixed values (B, rows, H, C) of the queries of ``rows``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPass:
+    """A pass over whole windows: each row sees the rows before it, in its own document.
+
+    Attributes:
+        rotary: Positions, which restart at each document.
+        masks: One for each kind of attention.
+        cache: Takes the keys and values of the pass where given (a prompt that is read).
+    """
+
+    rotary: Rotary
+    masks: dict[AttentionKind, Mask]
+    cache: KVCache | None = None
+
+    @classmethod
+    def build(
+        cls, config: ModelConfig, states_BT: Tensor, documents_BT: Tensor | None, cache: KVCache | None = None
+    ) -> "WindowPass":
+        """Prepare a pass.
+
+        Args:
+            config: Of the trunk.
+            states_BT: Anything whose first dimensions are B, T, on the device of the pass.
+            documents_BT: Number of the document of each byte; None where each row is one document.
+            cache: Empty, to be filled.
+        """
+        length, device = states_BT.shape[1], states_BT.device
+        if documents_BT is None:
+            positions_BT = torch.arange(length, device=device).unsqueeze(0)
+        else:
+            positions_BT = document_positions(documents_BT)
+        cosine_BTC, sine_BTC = rotary_tables(positions_BT, config.head_channels, config.rope_base)
+        masks: dict[AttentionKind, Mask] = {
+            kind: Mask.build(length, window_bytes=_window_bytes(config, kind), documents_BT=documents_BT, device=device)
+            for kind in set(config.attention_pattern)
+        }
+        return cls(Rotary(cosine_BTC.unsqueeze(2), sine_BTC.unsqueeze(2)), masks, cache)
+
+    def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
+        """See ``Pass``."""
+        if self.cache is not None:
+            self.cache.write(layer, key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2))
+
+    def attend(
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+    ) -> Tensor:
+        """See ``Pass``; all rows of a window are wanted."""
+        assert rows == ALL_ROWS
+        self.remember(layer, key_BTGC, value_BTGC)
+        mask = self.masks[kind]
+        return attend(query_BTHC.transpose(1, 2), key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2), mask).transpose(
+            1, 2
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPass:
+    """A decoding pass: its rows take the slots behind the cache's length and see all slots up to their own.
+
+    Attributes:
+        rotary: Of the rows' slots.
+        cache: Read and written.
+        ranges: For each kind of attention: first slot, slot behind the last, and the bias (M, S) of that range.
+    """
+
+    rotary: Rotary
+    cache: KVCache
+    ranges: dict[AttentionKind, tuple[int, int, Tensor]]
+
+    @classmethod
+    def build(cls, config: ModelConfig, cache: KVCache, rows: int, dtype: torch.dtype) -> "CachedPass":
+        """Prepare a pass of M rows behind the cache's length.
+
+        All rows read the key range of the first row's position. Rows behind its bucket are padding: they see what
+        the last position of the bucket would, so that they are finite, and mean nothing.
+
+        Args:
+            config: Of the trunk.
+            cache: With ``length`` below its capacity.
+            rows: M, at most a bucket.
+            dtype: Of the queries.
+        """
+        first = cache.length
+        rotary = Rotary(
+            cache.cosine_SC[first : first + rows].view(1, rows, 1, -1),
+            cache.sine_SC[first : first + rows].view(1, rows, 1, -1),
+        )
+        ranges: dict[AttentionKind, tuple[int, int, Tensor]] = {}
+        for kind in set(config.attention_pattern):
+            window_bytes = _window_bytes(config, kind)
+            start, end = key_range(first, window_bytes)
+            device = cache.cosine_SC.device
+            position_M1 = torch.arange(first, first + rows, device=device).clamp_(max=end - 1).unsqueeze(1)
+            slot_S = torch.arange(start, end, device=device)
+            hidden_MS = slot_S > position_M1
+            if window_bytes is not None:
+                hidden_MS |= slot_S <= position_M1 - window_bytes
+            ranges[kind] = (start, end, torch.zeros((), dtype=dtype, device=device).where(~hidden_MS, -torch.inf))
+        return cls(rotary, cache, ranges)
+
+    def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
+        """See ``Pass``."""
+        self.cache.write(layer, key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2))
+
+    def attend(
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+    ) -> Tensor:
+        """See ``Pass``."""
+        self.remember(layer, key_BTGC, value_BTGC)
+        start, end, bias_MS = self.ranges[kind]
+        key_BGSC, value_BGSC = self.cache.read(layer, start, end)
+        return attend_range(query_BTHC.transpose(1, 2), key_BGSC, value_BGSC, bias_MS[rows]).transpose(1, 2)
+
+
+class Linear(nn.Linear):
+    """A matrix without bias, left uninitialised: the model draws all weights itself, from one generator."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing; ``ByteLM.initialize`` does."""
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root of the mean square, in float32, and scale each channel.
+
+    Source:
+        Zhang and Sennrich 2019, arXiv 1910.07467, equation 4.
+    """
+
+    def __init__(self, channels: int, epsilon: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.epsilon = epsilon
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Normalise the last dimension; the result has the dtype of the input."""
+        wide = states.float()
+        return F.rms_norm(wide, wide.shape[-1:], self.gain.float(), self.epsilon).to(states.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with QK-norm and rotary positions; queries, keys and values in one matrix.
+
+    Args:
+        config: Of the trunk.
+        kind: ``local`` or ``global``.
+        layer: Place in the cache.
+
+    Source:
+        Grouped queries: Ainslie et al. 2023, arXiv 2305.13245. QK-norm: Henry et al. 2020, arXiv 2010.04245, here an
+        RMS norm with a gain for each head and channel.
+    """
+
+    def __init__(self, config: ModelConfig, kind: AttentionKind, layer: int) -> None:
+        super().__init__()
+        self.kind: AttentionKind = kind
+        self.layer = layer
+        self.heads, self.kv_heads, self.channels = config.attention_heads, config.kv_heads, config.head_channels
+        self.epsilon = config.norm_epsilon
+        self.query_key_value = Linear(config.d_model, (self.heads + 2 * self.kv_heads) * self.channels)
+        self.query_key_gain = nn.Parameter(torch.ones(self.heads + self.kv_heads, self.channels))
+        self.output = Linear(config.d_model, config.d_model)
+
+    def forward(self, normed_BTD: Tensor, shared: Pass, rows: slice = ALL_ROWS) -> Tensor:
+        """Attend.
+
+        Args:
+            normed_BTD: All rows of the pass, normalised.
+            shared: The pass.
+            rows: Rows whose result is wanted; keys and values are of all rows.
+
+        Returns:
+            (B, rows, D).
+        """
+        query_BTHC, key_BTGC, value_BTGC = self._project(normed_BTD, shared)
+        mixed = shared.attend(query_BTHC[:, rows], key_BTGC, value_BTGC, self.kind, self.layer, rows)
+        return self.output(mixed.flatten(2))
+
+    def remember(self, normed_BTD: Tensor, shared: Pass) -> None:
+        """Leave keys and values in the cache of the pass, and attend to nothing."""
+        _, key_BTGC, value_BTGC = self._project(normed_BTD, shared)
+        shared.remember(self.layer, key_BTGC, value_BTGC)
+
+    def _project(self, normed_BTD: Tensor, shared: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        projected = self.query_key_value(normed_BTD).unflatten(-1, (-1, self.channels))
+        turned, value = projected.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        # Queries and keys are normalised and rotated together: half the calls, which are the cost of a small model.
+        turned = F.rms_norm(turned.float(), (self.channels,), None, self.epsilon) * self.query_key_gain.float()
+        query, key = shared.rotary.turn(turned).to(value.dtype).split((self.heads, self.kv_heads), dim=2)
+        return query, key, value
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer: silu(gate) · up, then back to the width; gate and up in one matrix.
+
+    Source:
+        Shazeer 2020, arXiv 2002.05202, section 2.
+    """
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate_up = Linear(d_model, 2 * d_ff)
+        self.output = Linear(d_ff, d_model)
+
+    def forward(self, normed_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        gate, up = self.gate_up(normed_BTD).chunk(2, dim=-1)
+        return self.output(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One transformer layer, pre-norm: attention and SwiGLU, each added to the residual stream.
+
+    Args:
+        config: Of the trunk.
+        kind: Of its attention.
+        layer: Place in the cache.
+    """
+
+    def __init__(self, config: ModelConfig, kind: AttentionKind, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model, config.norm_epsilon)
+        self.attention = Attention(config, kind, layer)
+        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_epsilon)
+        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
+
+    def forward(self, hidden_BTD: Tensor, shared: Pass, rows: slice = ALL_ROWS) -> Tensor:
+        """Add this layer to the residual stream.
+
+        Args:
+            hidden_BTD: Residual stream of all rows of the pass.
+            shared: The pass.
+            rows: Rows whose result is wanted.
+
+        Returns:
+            (B, rows, D).
+        """
+        attended = self.attention(self.attention_norm(hidden_BTD), shared, rows)
+        hidden_BTD = hidden_BTD[:, rows] + attended
+        return hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
+
+    def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
+        """Leave keys and values in the cache of the pass, and compute nothing else."""
+        self.attention.remember(self.attention_norm(hidden_BTD), shared)
+
+
+def _window_bytes(config: ModelConfig, kind: AttentionKind) -> int | None:
+    return config.local_window_bytes if kind == "local" else None

@@ -1,0 +1,193 @@
+"""ByteLM: the trunk, the K prediction heads on it, and what they cost.
+
+Decoder-only, pre-norm: RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU, no biases, embedding
+and unembedding not tied. Layers are local or global as the pattern says.
+
+Shapes: B batch, T bytes, M rows of a decoding pass, D width, K prediction heads, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bytelm.config import HeadsConfig, ModelConfig, trunk_layers
+from bytelm.heads import build_heads
+from bytelm.kv_cache import BUCKET, KVCache, slots_for
+from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
+from bytelm.vocab import VOCABULARY_SIZE
+
+
+class ByteLM(nn.Module):
+    """A byte-level language model with K prediction heads.
+
+    Weights are drawn from torch's generator of the device; ``initialize`` draws them again from one that is given.
+
+    Args:
+        model: Shape of the trunk.
+        heads: Family and number of the prediction heads.
+    """
+
+    def __init__(self, model: ModelConfig, heads: HeadsConfig) -> None:
+        super().__init__()
+        self.config = model
+        self.heads_config = heads
+        layers = trunk_layers(model, heads)
+        self.embedding = nn.Parameter(torch.empty(VOCABULARY_SIZE, model.d_model))
+        self.layers = nn.ModuleList(Block(model, model.attention_kind(layer), layer) for layer in range(layers))
+        self.heads = build_heads(model, heads, layers)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights.
+
+        Every matrix keeps the size of what it is given (standard deviation 1 / sqrt(inputs)). Those that write to the
+        residual stream are scaled by 1 / sqrt(2 · layers), so that its size does not grow with depth. Unembeddings
+        are small, so that a fresh model spreads its probability over all V ids: log2(V) bits.
+
+        Args:
+            generator: On the device of the weights; torch's own where None.
+        """
+        depth = self.config.layers
+        self.embedding.normal_(std=1.0, generator=generator)
+        for name, module in self.named_modules():
+            if isinstance(module, RMSNorm):
+                module.gain.fill_(1.0)
+            elif isinstance(module, Linear):
+                std = module.in_features**-0.5
+                if name.endswith(".output"):
+                    std *= (2 * depth) ** -0.5
+                if name.endswith(".unembedding"):
+                    std = module.in_features**-1
+                module.weight.normal_(std=std, generator=generator)
+
+    def forward(self, inputs_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Logits of all heads over whole windows.
+
+        Args:
+            inputs_BT: Ids, integers in [0, V).
+            documents_BT: Number of the document of each id; None where each row is one document.
+
+        Returns:
+            (B, T, K, V): [b, t, k] scores the id at t + 1 + k.
+        """
+        return self.heads.logits(self.trunk(inputs_BT, documents_BT), documents_BT)
+
+    def trunk(self, inputs_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Residual stream at the trunk's end, before the final norm.
+
+        Args:
+            inputs_BT: Ids, integers in [0, V).
+            documents_BT: Number of the document of each id; None where each row is one document.
+
+        Returns:
+            (B, T, D).
+        """
+        return self._through(inputs_BT, WindowPass.build(self.config, inputs_BT, documents_BT))
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for all layers of the trunk and of the heads.
+
+        Args:
+            batch: Rows B that are decoded side by side.
+            capacity: Bytes that may be kept.
+        """
+        slots_S = torch.arange(slots_for(capacity), device=self.embedding.device)
+        cosine_SC, sine_SC = rotary_tables(slots_S, self.config.head_channels, self.config.rope_base)
+        return KVCache(
+            layers=len(self.layers) + self.heads.cache_layers,
+            batch=batch,
+            kv_heads=self.config.kv_heads,
+            capacity=capacity,
+            cosine_SC=cosine_SC,
+            sine_SC=sine_SC,
+            dtype=self.embedding.dtype,
+        )
+
+    @torch.no_grad()
+    def prefill(self, inputs_BT: Tensor, cache: KVCache) -> Tensor:
+        """Read a prompt into the cache, trunk and heads alike; ``length`` is advanced by T.
+
+        Args:
+            inputs_BT: Ids, integers in [0, V); T from 0 to what the cache still holds.
+            cache: Empty, or with the bytes before these.
+
+        Returns:
+            Residual stream at the trunk's end, (B, T, D).
+        """
+        batch, length = inputs_BT.shape
+        pieces = [self.embedding.new_empty(batch, 0, self.config.d_model)]
+        done = 0
+        while done < length:
+            if cache.length == 0:
+                count = length
+                shared = WindowPass.build(self.config, inputs_BT, None, cache)
+            else:  # bucket by bucket, as a cached pass reads the range of its first row
+                count = min(length - done, BUCKET - cache.length % BUCKET)
+                shared = CachedPass.build(self.config, cache, count, self.embedding.dtype)
+            hidden_BTD = self._through(inputs_BT[:, done : done + count], shared)
+            self.heads.remember(hidden_BTD, shared)
+            cache.advance(count)
+            pieces.append(hidden_BTD)
+            done += count
+        return torch.cat(pieces, dim=1)
+
+    @torch.no_grad()
+    def decode(self, inputs_BM: Tensor, cache: KVCache) -> Tensor:
+        """Run M rows behind the cache's length, which stays: the caller accepts with ``advance``.
+
+        Row m stands in slot ``length + m``. For rows of the length's own bucket the result of a row is the same bit
+        for bit, whatever the other rows hold and wherever in the pass it stands, as long as M is the same (and M is 1
+        or a multiple of 4). Rows behind the bucket are padding without meaning.
+
+        Args:
+            inputs_BM: Ids, integers in [0, V); M at most a bucket.
+            cache: With ``length`` below its capacity.
+
+        Returns:
+            Residual stream at the trunk's end, (B, M, D), for ``heads.decode_logits``.
+        """
+        return self._through(inputs_BM, CachedPass.build(self.config, cache, inputs_BM.shape[1], self.embedding.dtype))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by part: ``embedding``, ``trunk``, ``heads`` (final norm and unembedding included), ``total``."""
+        counts = {
+            "embedding": self.embedding.numel(),
+            "trunk": sum(parameter.numel() for parameter in self.layers.parameters()),
+            "heads": sum(parameter.numel() for parameter in self.heads.parameters()),
+        }
+        return counts | {"total": sum(counts.values())}
+
+    def flops_per_byte(self, context_bytes: int, *, training: bool) -> float:
+        """Floating point operations for one byte of a window, all heads included.
+
+        Matrices cost two operations a weight, attention four for each channel and byte seen; what a byte cannot see
+        is not counted, though a kernel may compute it. The backward pass costs twice the forward pass. Norms,
+        activations and softmax are not counted.
+
+        Args:
+            context_bytes: Length of the window, over whose positions the mean is taken.
+            training: Forward and backward; otherwise forward.
+
+        Source:
+            Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
+        """
+        matrices = 2.0 * sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))
+        attention = 0.0
+        for module in self.modules():
+            if isinstance(module, Attention):
+                window = context_bytes if module.kind == "global" else self.config.local_window_bytes
+                attention += 4.0 * self.config.d_model * _mean_visible(context_bytes, window)
+        return (matrices + attention) * (3.0 if training else 1.0)
+
+    def _through(self, inputs_BT: Tensor, shared: Pass) -> Tensor:
+        hidden_BTD = F.embedding(inputs_BT, self.embedding)
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, shared)
+        return hidden_BTD
+
+
+def _mean_visible(length: int, window: int) -> float:
+    """Mean over t < length of min(t + 1, window): bytes that a byte sees."""
+    window = min(window, length)
+    return window - window * (window - 1) / (2 * length)

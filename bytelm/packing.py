@@ -1,0 +1,111 @@
+"""From raw windows to what the model learns on: ids, the K targets of each, and which targets count.
+
+A window of T + K raw bytes may hold pieces of several documents. One ``EOD`` slot goes in front of each true
+document start, and the window is cut back to T + K ids. Where two pieces were only put side by side, no ``EOD``
+appears. In both cases nothing crosses: no attention, no position, no target.
+
+Shapes: B windows, W = T + K ids of a window, T inputs, K prediction heads, N boundaries.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bytelm.vocab import EOD
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Windows as the model and the loss read them.
+
+    Attributes:
+        inputs_BT: Ids, int64.
+        targets_BTK: Ids, int64: [b, t, k] is the id at t + 1 + k, a strided view of the same ids.
+        valid_BTK: True where that id belongs to the document of the input: its bytes and the ``EOD`` that ends it.
+        documents_BT: Number of the piece of each input, int32, non-decreasing in each row; an ``EOD`` slot belongs to
+            the document that it begins. None where no boundary lies inside any window: each row is one document.
+    """
+
+    inputs_BT: Tensor
+    targets_BTK: Tensor
+    valid_BTK: Tensor
+    documents_BT: Tensor | None
+
+
+def pack(
+    windows_BW: Tensor,
+    rows_N: np.ndarray,
+    offsets_N: np.ndarray,
+    document_start_N: np.ndarray,
+    *,
+    prediction_heads: int,
+) -> PackedBatch:
+    """Insert ``EOD`` slots, cut to T + K ids, and mark what must not cross a boundary.
+
+    Bytes that the slots push off the end of a window are not learnt from this time; another epoch cuts elsewhere.
+
+    Args:
+        windows_BW: Raw bytes, uint8, on any device.
+        rows_N: Row of each boundary.
+        offsets_N: Byte of that row which is the first of another piece, in [0, W); no pair (row, offset) twice.
+        document_start_N: Bool: True where a document truly starts there, False where two pieces were joined.
+        prediction_heads: K, below W.
+
+    Example:
+        K = 1 and the window ``ab|cd`` with a true start at c:
+
+        >>> raw = torch.tensor([list(b"abcd")], dtype=torch.uint8)
+        >>> batch = pack(raw, np.array([0]), np.array([2]), np.array([True]), prediction_heads=1)
+        >>> batch.inputs_BT.tolist(), batch.targets_BTK[..., 0].tolist(), batch.valid_BTK[..., 0].tolist()
+        ([[97, 98, 256]], [[98, 256, 99]], [[True, True, True]])
+
+        With a join there, c is no target of b, and no ``EOD`` appears:
+
+        >>> batch = pack(raw, np.array([0]), np.array([2]), np.array([False]), prediction_heads=1)
+        >>> batch.inputs_BT.tolist(), batch.targets_BTK[..., 0].tolist(), batch.valid_BTK[..., 0].tolist()
+        ([[97, 98, 99]], [[98, 99, 100]], [[True, False, True]])
+    """
+    batch, width = windows_BW.shape
+    assert 1 <= prediction_heads < width
+    if len(rows_N) == 0:
+        return plain_batch(windows_BW, prediction_heads)
+    device = windows_BW.device
+    place_N = torch.tensor(rows_N, device=device), torch.tensor(offsets_N, device=device)
+    boundary_BW = torch.zeros(batch, width, dtype=torch.int64, device=device)
+    boundary_BW[place_N] = 1
+    start_BW = torch.zeros_like(boundary_BW)
+    start_BW[place_N] = torch.tensor(document_start_N, dtype=torch.int64, device=device)
+    piece_BW = boundary_BW.cumsum(1) - boundary_BW[:, :1]
+    # A byte moves right by the EOD slots in front of it. Slots that no byte takes keep the EOD they start with.
+    slot_BW = torch.arange(width, device=device) + start_BW.cumsum(1)
+    ids = torch.full((batch, 2 * width), EOD, device=device).scatter_(1, slot_BW, windows_BW.long())
+    pieces = torch.zeros_like(ids).scatter_(1, slot_BW, piece_BW).scatter_(1, slot_BW - start_BW, piece_BW)
+    ids_BW, piece_BW = ids[:, :width].contiguous(), pieces[:, :width]
+
+    inputs_BT, targets_BTK = _views(ids_BW, prediction_heads)
+    # Read, an EOD begins the next document; predicted, it ends the one before.
+    before_BW = F.pad(piece_BW[:, :-1], (1, 0))
+    owner_BW = torch.where(ids_BW == EOD, before_BW, piece_BW)
+    documents_BT = piece_BW[:, : inputs_BT.shape[1]]
+    valid_BTK = _views(owner_BW, prediction_heads)[1] == documents_BT.unsqueeze(-1)
+    inside = bool((offsets_N > 0).any())  # decided on the host: asking the device would wait for it
+    return PackedBatch(inputs_BT, targets_BTK, valid_BTK, documents_BT.int() if inside else None)
+
+
+def plain_batch(ids_BW: Tensor, prediction_heads: int) -> PackedBatch:
+    """Windows without a boundary: every target counts.
+
+    Args:
+        ids_BW: Integer ids, W = T + K of them in a row.
+        prediction_heads: K, below W.
+    """
+    inputs_BT, targets_BTK = _views(ids_BW.long(), prediction_heads)
+    return PackedBatch(inputs_BT, targets_BTK, torch.ones_like(targets_BTK, dtype=torch.bool), None)
+
+
+def _views(ids_BW: Tensor, prediction_heads: int) -> tuple[Tensor, Tensor]:
+    """Inputs (B, T) and, as a strided view, the K values that follow each (B, T, K)."""
+    return ids_BW[:, : ids_BW.shape[1] - prediction_heads], ids_BW[:, 1:].unfold(1, prediction_heads, 1)
