@@ -86,17 +86,24 @@ class KVCache:
         # One view a layer, made once: slicing costs as much as a small kernel.
         self._keys_BGSC = torch.zeros(shape, dtype=dtype, device=device).unbind()
         self._values_BGSC = torch.zeros(shape, dtype=dtype, device=device).unbind()
-        self._filled = [0] * layers
+        # A layer that a pass may leave out (a draft head's) must not be read after a gap: its draft would be noise.
+        self._complete = [0] * layers
+        self._written: set[int] = set()
 
     def advance(self, count: int) -> None:
         """Make the first ``count`` rows of the last pass real."""
         assert 0 <= count <= self.capacity - self.length, "a pass was accepted beyond the cache's capacity"
         self.length += count
+        for layer in self._written:
+            self._complete[layer] = self.length
+        self._written.clear()
 
     def truncate(self, length: int) -> None:
         """Forget all slots from ``length`` on; the next pass overwrites them."""
         assert 0 <= length <= self.length, "a cache is truncated to a length that it does not have"
         self.length = length
+        self._complete = [min(complete, length) for complete in self._complete]
+        self._written.clear()
 
     def write(self, layer: int, keys_BGMC: Tensor, values_BGMC: Tensor) -> None:
         """Put the keys and values of a pass into the slots behind ``length``; ``length`` stays.
@@ -106,12 +113,11 @@ class KVCache:
             keys_BGMC: Rotated keys; row m belongs to slot ``length + m``.
             values_BGMC: Values, same shape.
         """
-        # A layer of draft heads may skip passes, but must be given every accepted byte before it is read again.
-        assert self._filled[layer] >= self.length, f"layer {layer} was not given all bytes before slot {self.length}"
+        assert self._complete[layer] == self.length, f"layer {layer} was not given all bytes before slot {self.length}"
         rows = keys_BGMC.shape[2]
         self._keys_BGSC[layer].narrow(2, self.length, rows).copy_(keys_BGMC)
         self._values_BGSC[layer].narrow(2, self.length, rows).copy_(values_BGMC)
-        self._filled[layer] = self.length + rows
+        self._written.add(layer)
 
     def read(self, layer: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values in a range of slots, as views of shape (B, G, end - start, C)."""
