@@ -18,15 +18,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import bytelm
 from bytelm.config import PATH_OF_CONFIG, RunConfig
@@ -223,7 +223,7 @@ def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
     checkpoint = find_checkpoint(Path(path))
     _verify(checkpoint, (_MODEL, PATH_OF_CONFIG))
     config = _read_config(checkpoint)
-    with torch.device("meta"):
+    with _Undrawn():
         model = ByteLM(config.model, config.heads)
     model.load_state_dict(safetensors.torch.load_file(checkpoint / _MODEL), assign=True)
     return model.eval(), config
@@ -247,6 +247,19 @@ def read_corpus(path: Path) -> tuple[str, str]:
 def config_text(config: RunConfig, *, corpus: str, fingerprint: str) -> str:
     """Text of ``config.toml``, for a run and for each of its checkpoints."""
     return config.to_toml(bytelm=bytelm.__version__, corpus=corpus, corpus_fingerprint=fingerprint)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Inside, ``normal_`` draws nothing: weights that are about to be replaced cost no time and no random numbers.
+
+    The meta device would do the same, but its first use imports a symbolic algebra system, for a second.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 def _fill(folder: Path, snapshot: Snapshot) -> None:
