@@ -8,7 +8,7 @@ and never at step 10 000.
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, Self
 
 import pydantic
@@ -186,6 +186,18 @@ class RunConfig(_Section):
         """
         if preset not in PRESETS:
             raise ConfigError(f"unknown preset {preset!r}{_suggestion(preset, PRESETS)}")
+        return cls._changed(PRESETS[preset], changes)
+
+    def with_changes(self, changes: Iterable[str]) -> Self:
+        """These settings with changes in the form of ``--set``; a budget that is set replaces the one there was.
+
+        Raises:
+            ConfigError: Unknown key (the nearest is suggested), impossible or contradicting values.
+        """
+        return self._changed(self.model_dump(exclude_none=True), changes)
+
+    @classmethod
+    def _changed(cls, base: Mapping[str, Mapping[str, Any]], changes: Iterable[str]) -> Self:
         changed: dict[str, dict[str, Any]] = {}
         for change in changes:
             path, separator, text = change.partition("=")
@@ -195,8 +207,8 @@ class RunConfig(_Section):
             if section not in cls.model_fields:
                 raise ConfigError(_unknown_setting(path.strip()))
             changed.setdefault(section, {})[key] = _value(text.strip())
-        tree = {section: dict(values) for section, values in PRESETS[preset].items()}
-        if any(key in BUDGETS for key in changed.get("train", {})):  # a budget that was asked for replaces the preset's
+        tree = {section: dict(values) for section, values in base.items()}
+        if any(key in BUDGETS for key in changed.get("train", {})):  # a budget that was asked for replaces the old one
             tree["train"] = {key: value for key, value in tree["train"].items() if key not in BUDGETS}
         for section, values in changed.items():
             tree.setdefault(section, {}).update(values)
@@ -277,7 +289,7 @@ def _first_fault(error: pydantic.ValidationError) -> str:
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return _unknown_setting(place)
-    if fault["type"] == "value_error":
+    if fault["type"] == "value_error" and "ctx" in fault:
         return str(fault["ctx"]["error"])
     return f"{place} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
