@@ -7,7 +7,7 @@ A block does not know whether it trains, reads a prompt or decodes: that is in t
 Norms, rotations and softmax are computed in float32 whatever the dtype of weights or autocast.
 
 Shapes: B batch, T bytes of a pass (M where it is a decoding pass), D width, F inner width, H attention heads, G key
-and value heads, C channels of a head, S slots.
+and value heads, R = H / G, C channels of a head, S slots.
 """
 
 from dataclasses import dataclass
@@ -164,7 +164,7 @@ class CachedPass:
     Attributes:
         rotary: Of the rows' slots.
         cache: Read and written.
-        ranges: For each kind of attention: first slot, slot behind the last, and the bias (M, S) of that range.
+        ranges: For each kind of attention: first slot, slot behind the last, and the bias (R, M, S) of that range.
     """
 
     rotary: Rotary
@@ -199,7 +199,8 @@ class CachedPass:
             hidden_MS = slot_S > position_M1
             if window_bytes is not None:
                 hidden_MS |= slot_S <= position_M1 - window_bytes
-            ranges[kind] = (start, end, torch.zeros((), dtype=dtype, device=device).where(~hidden_MS, -torch.inf))
+            bias_MS = torch.zeros(rows, end - start, dtype=dtype, device=device).masked_fill_(hidden_MS, -torch.inf)
+            ranges[kind] = (start, end, bias_MS.repeat(config.attention_heads // config.kv_heads, 1, 1))
         return cls(rotary, cache, ranges)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
@@ -211,9 +212,9 @@ class CachedPass:
     ) -> Tensor:
         """See ``Pass``."""
         self.remember(layer, key_BTGC, value_BTGC)
-        start, end, bias_MS = self.ranges[kind]
+        start, end, bias_RMS = self.ranges[kind]
         key_BGSC, value_BGSC = self.cache.read(layer, start, end)
-        return attend_range(query_BTHC.transpose(1, 2), key_BGSC, value_BGSC, bias_MS[rows]).transpose(1, 2)
+        return attend_range(query_BTHC.transpose(1, 2), key_BGSC, value_BGSC, bias_RMS[:, rows]).transpose(1, 2)
 
 
 class Linear(nn.Linear):
