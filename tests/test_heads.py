@@ -1,0 +1,111 @@
+"""The prediction heads: one interface, independent heads, decoding that equals the whole window."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from bytelm.config import HeadFamily, HeadsConfig, ModelConfig
+from bytelm.heads import FAMILIES, LinearHeads, PredictionHeads
+from bytelm.model import ByteLM
+from bytelm.vocab import VOCABULARY_SIZE
+
+CONFIG = ModelConfig(d_model=32, layers=3, attention_heads=4, kv_heads=2, d_ff=48, local_window_bytes=8)
+ALL_FAMILIES = sorted(FAMILIES)
+
+
+def new_model(family: HeadFamily, count: int = 4, **heads: bool) -> ByteLM:
+    model = ByteLM(CONFIG, HeadsConfig(family=family, count=count, **heads))
+    model.initialize(torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def hidden(model: ByteLM, length: int = 21) -> torch.Tensor:
+    ids = torch.randint(0, 257, (2, length), generator=torch.Generator().manual_seed(1))
+    return model.trunk(ids).detach()
+
+
+def test_every_family_of_the_settings_exists() -> None:
+    assert set(FAMILIES) == set(get_args(HeadFamily))
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_all_heads_at_once_equal_each_head_alone(family: HeadFamily) -> None:
+    model = new_model(family)
+    documents = (torch.arange(21) >= 9).long().expand(2, -1)
+    states = hidden(model)
+    together = model.heads.logits(states, documents)
+    assert together.shape == (2, 21, 4, VOCABULARY_SIZE)
+    shared = model.heads.window_pass(states, documents)
+    for head in range(4):
+        alone = model.heads.head_logits(head, states, shared)
+        torch.testing.assert_close(together[:, :, head], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.heads.logits(states, documents, range(1, 3)), together[:, :, 1:3])
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_no_two_heads_are_the_same_and_none_depends_on_another(family: HeadFamily) -> None:
+    model = new_model(family)
+    states = hidden(model)
+    before = model.heads.logits(states)
+    assert not torch.allclose(before[:, :, 0], before[:, :, 1])
+    own = [name for name, _ in model.heads.named_parameters() if ".2." in name]
+    with torch.no_grad():
+        if isinstance(model.heads, LinearHeads):
+            model.heads.unembedding.weight[2 * VOCABULARY_SIZE : 3 * VOCABULARY_SIZE] += 1.0
+        for name in own:
+            model.heads.get_parameter(name).add_(1.0)
+    changed = (model.heads.logits(states) != before).flatten(0, 1).any(-1).any(0)
+    assert changed.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_head_zero_has_the_same_bits_with_and_without_draft_heads(family: HeadFamily) -> None:
+    model = new_model(family)
+    ids = torch.randint(0, 257, (1, 40), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        cache = model.new_cache(1, 64)
+        model.prefill(ids[:, :32], cache)
+        states = model.decode(ids[:, 32:], cache)
+        alone = model.heads.decode_logits(states, cache, range(0, 1))
+        beside = model.heads.decode_logits(states, cache, range(0, 4))
+    assert torch.equal(alone[:, :, 0], beside[:, :, 0])
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_drafts_of_one_row_equal_the_same_row_of_a_whole_window(family: HeadFamily) -> None:
+    model = new_model(family)
+    ids = torch.randint(0, 257, (1, 64), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected = model(ids)
+        cache = model.new_cache(1, 64)
+        model.prefill(ids[:, :17], cache)
+        # Passes of 8 rows of which 3, 1, 8 … are accepted; only the last accepted row drafts.
+        for accepted in (3, 1, 8, 5):
+            rejected = torch.full((1, 8 - accepted), 7)
+            rows = torch.cat((ids[:, cache.length : cache.length + accepted], rejected), dim=1)
+            states = model.decode(rows, cache)
+            last = accepted - 1
+            drafts = model.heads.decode_logits(states, cache, range(1, 4), rows=slice(last, last + 1))
+            place = cache.length + last
+            torch.testing.assert_close(drafts[0, 0], expected[0, place, 1:], rtol=1e-4, atol=1e-5)
+            cache.advance(accepted)
+
+
+def test_linear_heads_are_one_matrix() -> None:
+    heads = new_model("linear").heads
+    assert isinstance(heads, LinearHeads)
+    assert heads.unembedding.weight.shape == (4 * VOCABULARY_SIZE, 32)
+
+
+def test_transformer_heads_can_take_their_layers_off_the_trunk() -> None:
+    extra, equal = new_model("transformer", 3), new_model("transformer", 3, keep_parameters_equal=True)
+    assert (len(extra.layers), len(equal.layers)) == (3, 1)
+    plain = new_model("transformer", 1)
+    assert equal.parameter_counts()["total"] == plain.parameter_counts()["total"]
+    assert extra.parameter_counts()["total"] > plain.parameter_counts()["total"]
+
+
+def test_a_family_without_its_logits_says_so() -> None:
+    with pytest.raises(NotImplementedError):
+        PredictionHeads(CONFIG, 2, 3).head_logits(0, torch.zeros(1, 2, 32))
