@@ -6,8 +6,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bytelm.config import TrainConfig
-from bytelm.errors import CheckpointError
+from bytelm.config import BUDGETS, TrainConfig
+from bytelm.errors import CheckpointError, ConfigError
+
+
+def budget_spent(train: TrainConfig, step: int, bytes_seen: int, elapsed_s: float) -> float:
+    """Share of the budget that is spent, which may pass 1 in the last step.
+
+    Raises:
+        ConfigError: No budget is set.
+    """
+    if train.steps is not None:
+        return step / train.steps
+    if train.bytes is not None:
+        return bytes_seen / train.bytes
+    if train.time_budget_s is not None:
+        return elapsed_s / train.time_budget_s
+    raise ConfigError(f"no budget is set; set one of {', '.join(f'train.{name}' for name in BUDGETS)}")
 
 
 def learning_rate(fraction: float, train: TrainConfig) -> float:

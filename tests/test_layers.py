@@ -37,6 +37,7 @@ ROWS: list[set[str]] = [
     {"bytelm.loss", "bytelm.checkpoint"},
     {"bytelm.decode"},
     {"bytelm.evaluate"},
+    {"bytelm.job"},
     {"bytelm.train"},
     {"bytelm.api", "bytelm.report"},
     {"bytelm.quickstart"},
