@@ -34,9 +34,11 @@ class PredictionHeads(nn.Module):
     Attributes:
         count: K.
         cache_layers: Layers that the heads take in a cache.
+        shares_unembedding: Whether all heads end in one matrix.
     """
 
     cache_layers = 0
+    shares_unembedding = True
 
     def __init__(self, model: ModelConfig, count: int, first_layer: int) -> None:
         super().__init__()
@@ -116,6 +118,8 @@ class LinearHeads(PredictionHeads):
     Source:
         Gloeckle et al. 2024, arXiv 2404.19737, appendix B, "replicated unembeddings", which its byte models use.
     """
+
+    shares_unembedding = False
 
     def __init__(self, model: ModelConfig, count: int, first_layer: int) -> None:
         super().__init__(model, count, first_layer)

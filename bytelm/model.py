@@ -161,9 +161,9 @@ class ByteLM(nn.Module):
     def flops_per_byte(self, context_bytes: int, *, training: bool) -> float:
         """Floating point operations for one byte of a window, all heads included.
 
-        Matrices cost two operations a weight, attention four for each channel and byte seen; what a byte cannot see
-        is not counted, though a kernel may compute it. The backward pass costs twice the forward pass. Norms,
-        activations and softmax are not counted.
+        Matrices cost two operations a weight (a shared unembedding as often as it is used), attention four for each
+        channel and byte seen; what a byte cannot see is not counted, though a kernel may compute it. The backward
+        pass costs twice the forward pass. Norms, activations and softmax are not counted.
 
         Args:
             context_bytes: Length of the window, over whose positions the mean is taken.
@@ -172,13 +172,15 @@ class ByteLM(nn.Module):
         Source:
             Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
         """
-        matrices = 2.0 * sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))
+        matrices = sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))
+        if self.heads.shares_unembedding:
+            matrices += (self.heads.count - 1) * VOCABULARY_SIZE * self.config.d_model
         attention = 0.0
         for module in self.modules():
             if isinstance(module, Attention):
                 window = context_bytes if module.kind == "global" else self.config.local_window_bytes
                 attention += 4.0 * self.config.d_model * _mean_visible(context_bytes, window)
-        return (matrices + attention) * (3.0 if training else 1.0)
+        return (2.0 * matrices + attention) * (3.0 if training else 1.0)
 
     def _through(self, inputs_BT: Tensor, shared: Pass) -> Tensor:
         hidden_BTD = F.embedding(inputs_BT, self.embedding)

@@ -14,8 +14,9 @@ CONFIG = ModelConfig(d_model=32, layers=3, attention_heads=4, kv_heads=2, d_ff=4
 ALL_FAMILIES = sorted(FAMILIES)
 
 
-def new_model(family: HeadFamily, count: int = 4, **heads: bool) -> ByteLM:
-    model = ByteLM(CONFIG, HeadsConfig(family=family, count=count, **heads))
+def new_model(family: HeadFamily, count: int = 4, *, keep_parameters_equal: bool = False) -> ByteLM:
+    heads = HeadsConfig(family=family, count=count, keep_parameters_equal=keep_parameters_equal)
+    model = ByteLM(CONFIG, heads)
     model.initialize(torch.Generator().manual_seed(0))
     return model.eval()
 

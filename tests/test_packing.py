@@ -1,5 +1,7 @@
 """Packing against a slow twin that walks the bytes one by one."""
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -62,7 +64,7 @@ def test_packing_equals_a_walk_over_the_bytes(example: tuple[list[bytes], list[d
         assert batch.inputs_BT[index].tolist() == inputs
         if batch.documents_BT is not None:
             changes = (batch.documents_BT[index].diff() != 0).tolist()
-            assert changes == [left != right for left, right in zip(documents, documents[1:], strict=False)]
+            assert changes == [left != right for left, right in itertools.pairwise(documents)]
         for t, row_targets in enumerate(targets):
             valid = batch.valid_BTK[index, t].tolist()
             assert valid == [target is not None for target in row_targets]
