@@ -274,11 +274,11 @@ def _prepare_folder(run: Path, config: RunConfig, corpus: Corpus, found: Found |
 
 def _held_out(corpus: Corpus, config: RunConfig) -> list[bytes]:
     """All bytes that are held out, or pieces from evenly spread places; none where the corpus holds nothing out."""
-    total = corpus.raw_bytes("validation")
-    if total == 0:
-        return []
-    length = min(config.train.validation_bytes, _EXCERPT_WINDOWS * config.data.window_bytes)
-    count = config.train.validation_bytes // length
+    total, limit = corpus.raw_bytes("validation"), config.train.validation_bytes
+    if total <= limit:
+        return list(corpus.documents("validation")) if total else []
+    length = min(limit, _EXCERPT_WINDOWS * config.data.window_bytes)
+    count = limit // length
     return list(excerpts(corpus.documents("validation"), total, count=count, length=length))
 
 

@@ -1,0 +1,384 @@
+import os
+import random
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bytelm.checkpoint import checkpoints, load_model, load_snapshot, save_checkpoint
+from bytelm.config import RunConfig
+from bytelm.data.ingest import ingest
+from bytelm.data.shards import Corpus
+from bytelm.errors import CheckpointError, ConfigError, CorpusError, StorageError
+from bytelm.evaluate import bits_per_byte
+from bytelm.optim import learning_rate
+from bytelm.run_log import read_log
+from bytelm.train import Event, Finished, Progress, Resume, Saved, Started, Validation, train
+
+TINY = [
+    "model.d_model=16",
+    "model.layers=2",
+    "model.attention_heads=2",
+    "model.kv_heads=1",
+    "model.d_ff=16",
+    "model.local_window_bytes=8",
+    "heads.count=3",
+    "data.window_bytes=24",
+    "train.batch_windows=4",
+    "train.precision=float32",
+    "train.threads=1",
+    "train.log_every_steps=3",
+    "train.validate_every_steps=5",
+    "train.validation_bytes=200",
+    "train.save_every_steps=4",
+]
+TIMES = {"elapsed_s", "bytes_per_second", "peak_memory_bytes"}
+"""What differs between two runs that are equal."""
+
+
+def settings(*changes: str) -> RunConfig:
+    return RunConfig.build("tiny", [*TINY, *changes])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    words = ["the", "byte", "window", "Größe", "世界", "return", "\x00\xff", "\r\n", "head"]
+    for number in range(12):
+        text = " ".join(draw.choices(words, k=draw.randrange(20, 200)))
+        (folder / f"{number}.txt").write_bytes(text.encode())
+    (folder / "noise.bin").write_bytes(draw.randbytes(500))
+    ingest([folder], folder / "corpus", validation_fraction=0.1)
+    return folder / "corpus"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    calls = iter(range(steps + 1))
+    return lambda: next(calls) == steps
+
+
+def trained(config: RunConfig, corpus: Path, run: Path, **options: Any) -> list[Event]:
+    return list(train(config, corpus, run, **options))
+
+
+def lasting_log(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in read_log(run)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run)[0].state_dict()
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_run_tells_what_happens_in_order_and_ends_with_a_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    events = trained(settings("train.steps=10"), corpus, tmp_path / "run")
+    told = [(type(event), event.step) for event in events]
+    assert told == [
+        (Started, 0),
+        (Progress, 3),
+        (Saved, 4),
+        (Validation, 5),
+        (Progress, 6),
+        (Saved, 8),
+        (Progress, 9),
+        (Progress, 10),
+        (Validation, 10),
+        (Saved, 10),
+        (Finished, 10),
+    ]
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.bytes_seen) == ("budget", 10 * 4 * 24)
+    assert last.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000010"
+    assert len(checkpoints(tmp_path / "run")) == 2
+
+
+def test_training_lowers_the_bits_of_every_head(corpus: Path, tmp_path: Path) -> None:
+    config = settings("train.steps=120", "train.learning_rate=0.01", "train.log_every_steps=10")
+    progress = [event for event in trained(config, corpus, tmp_path / "run") if isinstance(event, Progress)]
+    first, last = progress[0].bits_per_byte_by_head, progress[-1].bits_per_byte_by_head
+    assert all(
+        after is not None and before is not None and after < before - 2
+        for before, after in zip(first, last, strict=True)
+    )
+
+
+def test_the_log_has_each_record_with_numbers_alone(corpus: Path, tmp_path: Path) -> None:
+    events = trained(settings("train.steps=7"), corpus, tmp_path / "run")
+    records = read_log(tmp_path / "run")
+    assert [(record["kind"], record["step"]) for record in records] == [
+        ("step", 3),
+        ("validation", 5),
+        ("step", 6),
+        ("step", 7),
+        ("validation", 7),
+    ]
+    step = records[-2]
+    assert step["bits_per_byte"] == step["bits_per_byte_by_head"][0]
+    assert len(step["bits_per_byte_by_head"]) == 3
+    progress = [event for event in events if isinstance(event, Progress)][-1]
+    assert (step["loss"], step["grad_norm"], step["learning_rate"]) == (
+        progress.loss,
+        progress.grad_norm,
+        progress.learning_rate,
+    )
+    assert min(step["bytes_seen"], step["elapsed_s"], step["bytes_per_second"], step["peak_memory_bytes"]) > 0
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 9])
+@pytest.mark.parametrize("budget", ["train.steps=11", "train.bytes=1000"])
+def test_a_run_that_was_stopped_equals_one_that_was_not_bit_for_bit(
+    corpus: Path, tmp_path: Path, stop: int, budget: str
+) -> None:
+    config = settings(budget, "train.accumulation=2" if budget.startswith("train.steps") else "train.batch_windows=4")
+    trained(config, corpus, tmp_path / "straight")
+    first = trained(config, corpus, tmp_path / "stopped", should_stop=stop_after(stop))
+    assert isinstance(first[-1], Finished)
+    assert (first[-1].reason, first[-1].step) == ("stopped", stop)
+    torch.rand(3)  # whatever happens to the generator in between
+    trained(config, corpus, tmp_path / "stopped", resume="require")
+    assert lasting_log(tmp_path / "stopped") == lasting_log(tmp_path / "straight")
+    assert equal(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+    straight, stopped = (load_snapshot(checkpoints(tmp_path / name)[-1]) for name in ("straight", "stopped"))
+    assert equal(dict(straight.optimizer), dict(stopped.optimizer))
+    assert equal(dict(straight.random), dict(stopped.random))
+    assert straight.progress["loader"] == stopped.progress["loader"]
+
+
+def test_a_run_that_is_stopped_at_every_step_equals_one_that_is_not(corpus: Path, tmp_path: Path) -> None:
+    config = settings("train.steps=6")
+    trained(config, corpus, tmp_path / "straight")
+    for _ in range(7):
+        trained(config, corpus, tmp_path / "stopped", resume="auto", should_stop=stop_after(1))
+    assert lasting_log(tmp_path / "stopped") == lasting_log(tmp_path / "straight")
+    assert equal(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+
+
+def test_a_run_that_died_between_checkpoints_logs_each_step_once(corpus: Path, tmp_path: Path) -> None:
+    config = settings("train.steps=11")
+    trained(config, corpus, tmp_path / "straight")
+    for event in train(config, corpus, tmp_path / "died"):
+        if isinstance(event, Progress) and event.step == 9:
+            break  # step 9 is logged, step 8 is saved
+    assert read_log(tmp_path / "died")[-1]["step"] == 9
+    trained(config, corpus, tmp_path / "died", resume="auto")
+    assert lasting_log(tmp_path / "died") == lasting_log(tmp_path / "straight")
+    assert equal(weights(tmp_path / "died"), weights(tmp_path / "straight"))
+
+
+def test_the_newest_checkpoint_being_damaged_the_one_before_is_taken_and_told(corpus: Path, tmp_path: Path) -> None:
+    config, run = settings("train.steps=11"), tmp_path / "run"
+    trained(config, corpus, tmp_path / "straight")
+    trained(config, corpus, run, should_stop=stop_after(9))
+    os.truncate(run / "checkpoints" / "step-00000009" / "optimizer.safetensors", 100)
+    started, *_ = events = trained(config, corpus, run, resume="auto")
+    assert isinstance(started, Started)
+    assert started.step == 8
+    assert len(started.damaged) == 1
+    assert "optimizer.safetensors has 100 bytes" in started.damaged[0]
+    assert isinstance(events[-1], Finished)
+    assert equal(weights(run), weights(tmp_path / "straight"))
+    assert (run / "checkpoints" / "damaged-step-00000009").is_dir()
+
+
+def test_accumulated_micro_batches_are_one_batch(corpus: Path, tmp_path: Path) -> None:
+    # Four windows at a time or one window four times: the same step up to the order of summation, though windows
+    # have different numbers of valid targets.
+    for name, changes in {
+        "one": ["train.batch_windows=4"],
+        "four": ["train.batch_windows=1", "train.accumulation=4"],
+    }.items():
+        trained(settings("train.steps=5", "train.warmup_fraction=0", *changes), corpus, tmp_path / name)
+    for one, four in zip(lasting_log(tmp_path / "one"), lasting_log(tmp_path / "four"), strict=True):
+        assert one["bits_per_byte_by_head"] == pytest.approx(four["bits_per_byte_by_head"], rel=1e-4)
+    left, right = weights(tmp_path / "one"), weights(tmp_path / "four")
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-4)
+
+
+def test_validation_scores_the_same_held_out_bytes_as_evaluation_does(corpus: Path, tmp_path: Path) -> None:
+    held_out = Corpus.open(corpus).raw_bytes("validation")
+    config = settings("train.steps=2", f"train.validation_bytes={held_out}")
+    events = trained(config, corpus, tmp_path / "run")
+    validation = next(event for event in events if isinstance(event, Validation))
+    model, _ = load_model(tmp_path / "run")
+    scored = bits_per_byte(model, Corpus.open(corpus).documents("validation"), context_bytes=24)
+    assert validation.scored_bytes == scored.scored_bytes == held_out
+    assert validation.bits_per_byte_by_head == scored.by_head
+
+
+def test_no_more_is_validated_than_was_asked_for(corpus: Path, tmp_path: Path) -> None:
+    started, *_ = trained(settings("train.steps=1", "train.validation_bytes=100"), corpus, tmp_path / "run")
+    assert isinstance(started, Started)
+    assert 50 <= started.held_out_bytes <= 100
+
+
+def test_a_corpus_that_holds_nothing_out_is_trained_without_validation(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"abcdefgh" * 100)
+    ingest([tmp_path / "text"], tmp_path / "corpus", validation_fraction=0)
+    events = trained(settings("train.steps=6"), tmp_path / "corpus", tmp_path / "run")
+    assert not [event for event in events if isinstance(event, Validation)]
+    assert isinstance(events[-1], Finished)
+
+
+def test_the_rate_follows_the_share_of_the_budget(corpus: Path, tmp_path: Path) -> None:
+    config = settings("train.steps=9", "train.log_every_steps=1", "train.warmup_fraction=0.3")
+    rates = [event.learning_rate for event in trained(config, corpus, tmp_path / "run") if isinstance(event, Progress)]
+    assert rates == [learning_rate(step / 9, config.train) for step in range(1, 10)]
+
+
+def test_a_time_budget_counts_the_seconds_of_all_starts(corpus: Path, tmp_path: Path) -> None:
+    config = settings("train.time_budget_s=1000")
+    trained(config, corpus, tmp_path / "run", should_stop=stop_after(3))
+    spent = load_snapshot(checkpoints(tmp_path / "run")[-1]).progress["elapsed_s"]
+    shorter = settings(f"train.time_budget_s={spent / 2}")
+    events = trained(shorter, corpus, tmp_path / "run", resume="auto")
+    assert [type(event) for event in events] == [Started, Finished]
+    assert isinstance(events[-1], Finished)
+    assert (events[-1].reason, events[-1].step) == ("budget", 3)
+    assert events[-1].elapsed_s >= spent
+
+
+def test_a_time_budget_ends_with_a_logged_validated_and_saved_step(corpus: Path, tmp_path: Path) -> None:
+    events = trained(settings("train.time_budget_s=0.2"), corpus, tmp_path / "run")
+    assert [type(event) for event in events[-4:]] == [Progress, Validation, Saved, Finished]
+    assert isinstance(events[-4], Progress)
+    assert events[-4].fraction == 1.0
+
+
+def test_a_finished_run_can_be_given_a_larger_budget(corpus: Path, tmp_path: Path) -> None:
+    trained(settings("train.steps=4"), corpus, tmp_path / "run")
+    nothing = trained(settings("train.steps=4"), corpus, tmp_path / "run", resume="auto")
+    assert [type(event) for event in nothing] == [Started, Finished]
+    more = trained(settings("train.steps=8", "train.log_every_steps=1"), corpus, tmp_path / "run", resume="auto")
+    rates = [event.learning_rate for event in more if isinstance(event, Progress)]
+    assert rates == [learning_rate(step / 8, settings().train) for step in range(5, 9)]
+    assert RunConfig.from_toml((tmp_path / "run" / "config.toml").read_text()).train.steps == 8
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["model.d_model=32", "model.layers=1", "heads.count=2", "heads.family=mlp", "data.window_bytes=32", "train.seed=1"],
+)
+def test_a_run_keeps_its_shape_and_its_order(corpus: Path, tmp_path: Path, change: str) -> None:
+    trained(settings("train.steps=4"), corpus, tmp_path / "run")
+    before = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(CheckpointError, match=change.partition("=")[0]):
+        trained(settings("train.steps=8", change), corpus, tmp_path / "run", resume="auto")
+    assert (tmp_path / "run" / "config.toml").read_bytes() == before
+
+
+def test_another_corpus_is_refused_on_resume(corpus: Path, tmp_path: Path) -> None:
+    trained(settings("train.steps=4"), corpus, tmp_path / "run")
+    (tmp_path / "other").write_bytes(b"another text " * 100)
+    ingest([tmp_path / "other"], tmp_path / "corpus")
+    with pytest.raises(CheckpointError, match=r"another corpus .* give --corpus"):
+        trained(settings("train.steps=8"), tmp_path / "corpus", tmp_path / "run", resume="auto")
+
+
+def test_a_moved_corpus_is_the_same_corpus(corpus: Path, tmp_path: Path) -> None:
+    trained(settings("train.steps=4"), corpus, tmp_path / "run")
+    shutil.copytree(corpus, tmp_path / "moved")
+    events = trained(settings("train.steps=5"), tmp_path / "moved", tmp_path / "run", resume="auto")
+    assert isinstance(events[-1], Finished)
+    assert events[-1].step == 5
+
+
+@pytest.mark.parametrize(("resume", "message"), [("never", "--resume auto"), ("require", "no checkpoint")])
+def test_a_run_is_never_overwritten_and_nothing_is_resumed_from_nowhere(
+    corpus: Path, tmp_path: Path, resume: Resume, message: str
+) -> None:
+    if resume == "never":
+        trained(settings("train.steps=2"), corpus, tmp_path / "run")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=message):
+        trained(settings("train.steps=2"), corpus, tmp_path / "run", resume=resume)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_bytes(b"mine")
+    with pytest.raises(StorageError, match="not empty and is no run"):
+        trained(settings("train.steps=2"), corpus, tmp_path)
+    with pytest.raises(StorageError, match="is a file"):
+        trained(settings("train.steps=2"), corpus, tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_settings_without_a_budget_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.steps, train\.bytes, train\.time_budget_s"):
+        trained(settings("train.steps=none"), corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(corpus: Path, tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.device"):
+        trained(settings("train.steps=2", f"train.device={device}"), corpus, tmp_path / "run")
+
+
+def test_a_corpus_shorter_than_a_window_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"short")
+    ingest([tmp_path / "text"], tmp_path / "corpus")
+    with pytest.raises(CorpusError, match="one window"):
+        trained(settings("train.steps=2"), tmp_path / "corpus", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_weight_is_touched(corpus: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", settings("train.steps=9")
+    trained(config, corpus, run, should_stop=stop_after(4))
+    snapshot = load_snapshot(checkpoints(run)[-1])
+    snapshot.model["heads.unembedding.weight"].fill_(3e38)  # any product with it overflows
+    save_checkpoint(run, snapshot, keep=2)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"step 5: the loss is not finite .* lower train\.learning_rate"):
+        trained(config, corpus, run, resume="auto")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_from_the_older_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", settings("train.steps=10")
+    trained(config, corpus, tmp_path / "straight")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(StorageError, match="step-00000008"):
+            for event in train(config, corpus, run):
+                if isinstance(event, Saved):
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in checkpoints(run)] == ["step-00000004"]
+    trained(config, corpus, run, resume="auto")
+    assert equal(weights(run), weights(tmp_path / "straight"))
+    assert lasting_log(run) == lasting_log(tmp_path / "straight")
+
+
+def test_bfloat16_learns_as_float32_does(corpus: Path, tmp_path: Path) -> None:
+    bits = {}
+    for precision in ("float32", "bfloat16"):
+        config = settings("train.steps=60", "train.learning_rate=0.01", f"train.precision={precision}")
+        started, *events = trained(config, corpus, tmp_path / precision)
+        assert isinstance(started, Started)
+        assert started.precision == precision
+        bits[precision] = next(e for e in reversed(events) if isinstance(e, Validation)).bits_per_byte_by_head[0]
+    assert bits["bfloat16"] == pytest.approx(bits["float32"], abs=0.15)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "bfloat16").values())
