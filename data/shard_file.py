@@ -317,15 +317,18 @@ class ShardReader:
             raise self._unreadable(error) from error
 
     def _read(self, offset: int, length: int, what: str) -> bytes:
+        damaged = self._damaged(what, offset, length)
+        if offset < 0 or offset + length > self.packed_bytes:  # a damaged length could ask for all memory there is
+            raise damaged
         descriptor = self._open()
         try:
-            content = os.pread(descriptor, length, offset) if 0 <= offset <= self.packed_bytes else b""
+            content = os.pread(descriptor, length, offset)
         except OSError as error:
             raise self._unreadable(error) from error
         finally:
             os.close(descriptor)
         if len(content) != length:
-            raise self._damaged(what, offset, length)
+            raise damaged
         return content
 
     def _check_header(self) -> int:

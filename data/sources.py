@@ -150,11 +150,12 @@ def _entries(folder: bytes) -> "Iterator[os.DirEntry[bytes]]":
     """What a folder holds, sorted so that a walk gives whole paths in the order of their bytes."""
     try:
         with os.scandir(folder) as listing:
-            entries = list(listing)
+            # "a/b" stands behind "a-b" in the order of whole paths, though "a" stands before it: the slash counts.
+            entries = sorted(
+                listing, key=lambda entry: entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"")
+            )
     except OSError as error:
         raise _unreadable(folder, error) from error
-    # "a/b" stands behind "a-b" in the order of whole paths, though "a" stands before it: the slash counts.
-    entries.sort(key=lambda entry: entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name)
     return iter(entries)
 
 
