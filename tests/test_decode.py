@@ -91,10 +91,10 @@ def trained_model(family: HeadFamily) -> WatchedLM:
     """A few seconds of training on documents of eight words: most drafts are right, some are not."""
     source = random.Random(7)
     model = random_model(family, seed=3)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     stream = [identifier for _ in range(1500) for identifier in (EOD, *_document(source))]
     length = 48
-    for _ in range(150):
+    for _ in range(100):
         starts = [source.randrange(len(stream) - length - HEADS) for _ in range(16)]
         windows_BW = torch.tensor([stream[start : start + length + HEADS] for start in starts])
         logits_BTKV = model(windows_BW[:, :length])

@@ -1,0 +1,213 @@
+"""The Python interface: load a trained model, then generate, stream and score.
+
+    import bytelm
+
+    model = bytelm.load("runs/a")
+    for piece in model.stream(b"def main(", max_bytes=256):
+        print(piece.text, end="", flush=True)
+
+A prompt is the beginning of a document, as bytes or as text, which is encoded in UTF-8. What the model says is bytes
+first; text is decoded from them with a stated policy for invalid ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bytelm.checkpoint import load_model
+from bytelm.config import Precision, RunConfig
+from bytelm.decode import (
+    Draft,
+    Exactness,
+    GenerateSettings,
+    Generation,
+    context_start,
+    decode_steps,
+    generate,
+    slid_start,
+)
+from bytelm.errors import ConfigError, GenerationError
+from bytelm.model import ByteLM
+from bytelm.utf8 import InvalidBytes, TextDecoder
+from bytelm.vocab import EOD
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keywords of ``generate`` and ``stream``; ``GenerateSettings`` says what they mean and holds the defaults."""
+
+    max_bytes: int
+    draft: Draft
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int
+    stop: str | bytes | Sequence[str | bytes]
+    exact: Exactness
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What became certain at once while streaming.
+
+    Attributes:
+        data: The next bytes of the output.
+        text: The characters that these bytes made whole. Over all pieces the texts join to the text of all bytes.
+        heads: For each byte the head that proposed it: 0 chosen by the trunk itself, k >= 1 drafted by head k.
+    """
+
+    data: bytes
+    text: str
+    heads: tuple[int, ...]
+
+
+class LanguageModel:
+    """A model with the settings of its run, ready to decode.
+
+    Args:
+        model: In evaluation mode, on its device.
+        config: Of the run that trained it.
+    """
+
+    def __init__(self, model: ByteLM, config: RunConfig) -> None:
+        self.model = model
+        self.config = config
+
+    @property
+    def context_bytes(self) -> int:
+        """Slots of the context, in generation and in scoring: the window that the model was trained with."""
+        return self.config.data.window_bytes
+
+    def generate(self, prompt: str | bytes, **options: Unpack[GenerateOptions]) -> Generation:
+        """Continue a prompt and return the whole output with its statistics.
+
+        Args:
+            prompt: Beginning of a document; empty for a document from its first byte.
+            **options: Keywords of ``GenerateSettings``; ``stop`` may be one string or several, text or bytes.
+
+        Raises:
+            GenerationError: A setting is impossible or has no effect, or the model's logits are not finite.
+
+        Example:
+            ``model.generate("def ", max_bytes=64, stop="\\n\\n").text``
+        """
+        return generate(self.model, _bytes(prompt), _settings(options), context_bytes=self.context_bytes)
+
+    def stream(
+        self, prompt: str | bytes, *, invalid: InvalidBytes = "replace", **options: Unpack[GenerateOptions]
+    ) -> Iterator[Piece]:
+        """Continue a prompt and hand out bytes as they are accepted: together, the bytes of ``generate``.
+
+        Args:
+            prompt: Beginning of a document; empty for a document from its first byte.
+            invalid: What bytes that are no UTF-8 become in the text.
+            **options: Keywords of ``GenerateSettings``; ``stop`` may be one string or several, text or bytes.
+
+        Returns:
+            An iterator of pieces, each with at least one byte or one character.
+
+        Raises:
+            GenerationError: At the call, if a setting is impossible or has no effect; while iterating, if the model's
+                logits are not finite or bytes are invalid and ``invalid`` is ``strict``.
+        """
+        return self._pieces(_bytes(prompt), _settings(options), TextDecoder(invalid))
+
+    def score(self, prompt: str | bytes, continuation: str | bytes) -> npt.NDArray[np.float64]:
+        """Log-probability of each byte of a continuation, every byte before it being given.
+
+        The law is head 0's softmax over all V ids, as in training; sampling at temperature 1 leaves out the ids that
+        are never used. The context is the one that generation would have had at each byte.
+
+        Args:
+            prompt: Beginning of a document.
+            continuation: What follows.
+
+        Returns:
+            Nats, at most 0, one for each byte of the continuation.
+
+        Example:
+            ``-model.score("", data).sum() / math.log(2) / len(data)`` is bits per byte.
+        """
+        return _score(self.model, _bytes(prompt), _bytes(continuation), self.context_bytes)
+
+    def _pieces(self, prompt: bytes, settings: GenerateSettings, decoder: TextDecoder) -> Iterator[Piece]:
+        for step in decode_steps(self.model, prompt, settings, context_bytes=self.context_bytes):
+            text = decoder.feed(step.data)
+            if step.finish_reason is not None:
+                text += decoder.finish()
+            if step.data or text:
+                yield Piece(step.data, text, step.heads)
+
+
+def load(path: str | Path, *, device: str = "auto", precision: Precision = "auto") -> LanguageModel:
+    """Load a trained model.
+
+    Args:
+        path: Folder of a run, whose newest checkpoint is taken, or of one checkpoint.
+        device: torch device; ``auto`` takes CUDA where there is one.
+        precision: Of weights and cache; ``auto`` is float32 on the CPU, where equal bytes with and without drafts are
+            promised, and bfloat16 on CUDA.
+
+    Raises:
+        CheckpointError: No checkpoint is there, or it is damaged.
+        ConfigError: The device cannot be used here.
+    """
+    place = _device(device)
+    model, config = load_model(Path(path))
+    if precision == "auto":
+        precision = "bfloat16" if place.type == "cuda" else "float32"
+    return LanguageModel(model.to(device=place, dtype=_DTYPES[precision]).eval(), config)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch that was built without a device asserts
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here ({cause}); use auto or cpu") from error
+    return device
+
+
+def _bytes(text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise GenerationError(
+            f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot encode; give bytes instead"
+        ) from error
+
+
+def _settings(options: GenerateOptions) -> GenerateSettings:
+    stop = options.get("stop", ())
+    stops = (stop,) if isinstance(stop, str | bytes) else tuple(stop)
+    return GenerateSettings(**{**options, "stop": tuple(_bytes(one) for one in stops)})
+
+
+@torch.inference_mode()
+def _score(model: ByteLM, prompt: bytes, continuation: bytes, context_bytes: int) -> npt.NDArray[np.float64]:
+    ids = [EOD, *prompt, *continuation]
+    row = len(prompt)  # place of the id after which the next byte is scored
+    start = context_start(row + 1, context_bytes)
+    scores = [np.empty(0)]
+    while row < len(ids) - 1:
+        if row - start == context_bytes:
+            start = slid_start(row + 1, context_bytes)
+        end = min(start + context_bytes, len(ids) - 1)
+        inputs_1T = torch.tensor([ids[start:end]], device=model.embedding.device)
+        logits_TV = model.heads.logits(model.trunk(inputs_1T), heads=range(1))[0, row - start :, 0]
+        targets_T1 = torch.tensor(ids[row + 1 : end + 1], device=logits_TV.device).unsqueeze(1)
+        scores.append(logits_TV.double().log_softmax(-1).gather(1, targets_T1).squeeze(1).cpu().numpy())
+        row = end
+    return np.concatenate(scores)

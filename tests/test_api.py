@@ -1,0 +1,148 @@
+"""A loaded model generates, streams and scores, and the three agree with each other."""
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bytelm
+from bytelm.api import GenerateOptions, LanguageModel, load
+from bytelm.checkpoint import Snapshot, save_checkpoint
+from bytelm.config import RunConfig
+from bytelm.decode import GenerateSettings
+from bytelm.errors import CheckpointError, ConfigError, GenerationError
+from bytelm.model import ByteLM
+from bytelm.vocab import EOD
+
+WINDOW = 64
+CONFIG = RunConfig.build(
+    "tiny",
+    [
+        f"data.window_bytes={WINDOW}",
+        "model.local_window_bytes=16",
+        "model.d_model=32",
+        "model.layers=2",
+        "model.d_ff=64",
+        'model.attention_pattern=["local", "global"]',
+        "heads.count=4",
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    torch.manual_seed(1)
+    weights = ByteLM(CONFIG.model, CONFIG.heads).eval()
+    unembedding: Any = weights.heads.unembedding  # the linear family's
+    with torch.no_grad():
+        unembedding.weight.mul_(8.0)
+    return LanguageModel(weights, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def run(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    snapshot = Snapshot(
+        step=3,
+        config=CONFIG,
+        corpus="corpus",
+        fingerprint="0" * 64,
+        model=model.model.state_dict(),
+        optimizer={},
+        random={"cpu": torch.get_rng_state()},
+        progress={},
+    )
+    save_checkpoint(folder, snapshot, keep=1)
+    return folder
+
+
+def test_a_loaded_model_says_what_the_saved_one_said(model: LanguageModel, run: Path) -> None:
+    loaded = bytelm.load(run)
+    assert loaded.config == CONFIG
+    assert loaded.context_bytes == WINDOW
+    assert loaded.model.embedding.dtype == torch.float32
+    assert not loaded.model.training
+    prompt = b"def main("
+    assert loaded.generate(prompt, max_bytes=30).data == model.generate(prompt, max_bytes=30).data
+    assert load(str(run), precision="bfloat16").generate(prompt, max_bytes=5).steps > 0
+
+
+def test_pieces_join_to_the_generation(model: LanguageModel) -> None:
+    for seed in range(4):
+        options: GenerateOptions = {"max_bytes": 90, "temperature": 1.0, "seed": seed}
+        whole = model.generate("text", **options)
+        pieces = list(model.stream("text", **options))
+        assert b"".join(piece.data for piece in pieces) == whole.data
+        assert tuple(head for piece in pieces for head in piece.heads) == whole.heads
+        assert "".join(piece.text for piece in pieces) == whole.text == whole.data.decode("utf-8", "replace")
+        escaped = "".join(piece.text for piece in model.stream("text", invalid="escape", **options))
+        assert escaped == whole.data.decode("utf-8", "backslashreplace")
+        assert all(piece.data or piece.text for piece in pieces)
+
+
+def test_text_and_its_bytes_are_the_same_prompt(model: LanguageModel) -> None:
+    assert model.generate("né€", max_bytes=8).data == model.generate("né€".encode(), max_bytes=8).data
+
+
+def test_one_stop_string_may_stand_alone_as_text_or_bytes(model: LanguageModel) -> None:
+    whole = model.generate("s", max_bytes=40, temperature=1.0).data
+    stop = next(whole[i : i + 1] for i in range(10, 40) if whole[i] < 128)
+    expected = whole[: whole.index(stop)]
+    for given in (stop, stop.decode(), [stop], (stop.decode(),), [stop, b"never said by this model"]):
+        assert model.generate("s", max_bytes=40, temperature=1.0, stop=given).data == expected
+
+
+def test_scores_are_those_of_reading_byte_by_byte(model: LanguageModel) -> None:
+    source = random.Random(0)
+    # Empty, short, just at the context's end, slid once and twice, and a prompt that is too long itself.
+    cases = [(0, 5), (3, 40), (62, 1), (62, 2), (63, 1), (64, 1), (10, 150), (90, 30)]
+    for prompt_bytes, continuation_bytes in cases:
+        prompt, continuation = source.randbytes(prompt_bytes), source.randbytes(continuation_bytes)
+        ids, expected = [EOD, *prompt], []
+        start = 0 if len(ids) <= WINDOW else len(ids) - WINDOW // 2
+        for byte in continuation:
+            if len(ids) - start > WINDOW:
+                start = len(ids) - WINDOW // 2
+            with torch.no_grad():
+                logits_V = model.model(torch.tensor([ids[start:]]))[0, -1, 0]
+            expected.append(logits_V.double().log_softmax(0)[byte].item())
+            ids.append(byte)
+        np.testing.assert_allclose(model.score(prompt, continuation), expected, rtol=0, atol=1e-4)
+
+
+def test_a_greedy_byte_has_the_best_score_of_all_bytes(model: LanguageModel) -> None:
+    said = model.generate("best", max_bytes=3).data
+    scores = [model.score(b"best" + said[:2], bytes([byte]))[0] for byte in range(256)]
+    assert int(np.argmax(scores)) == said[2]
+    assert sum(math.exp(score) for score in scores) < 1.0
+
+
+def test_nothing_has_no_score(model: LanguageModel) -> None:
+    assert model.score("x", "").shape == (0,)
+
+
+def test_the_options_are_the_settings_of_the_decoder() -> None:
+    assert set(GenerateOptions.__annotations__) == {field.name for field in dataclasses.fields(GenerateSettings)}
+
+
+def test_impossible_options_are_refused_at_the_call(model: LanguageModel) -> None:
+    with pytest.raises(GenerationError, match="max_bytes"):
+        model.stream("x", max_bytes=-1)
+    with pytest.raises(GenerationError, match="stop string"):
+        model.generate("x", stop="")
+    with pytest.raises(GenerationError, match="surrogate at character 1"):
+        model.generate("a\ud800")
+    with pytest.raises(TypeError):
+        model.generate("x", max_tokens=5)  # pyright: ignore[reportCallIssue]  # the wrong keyword is the point
+
+
+def test_a_device_that_is_not_there_and_a_run_that_is_not_there_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'warp:9' cannot be used here"):
+        load(run, device="warp:9")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load(tmp_path / "nowhere")
