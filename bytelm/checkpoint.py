@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +243,24 @@ def read_corpus(path: Path) -> tuple[str, str]:
     _verify(checkpoint, (_STATE,))
     state = json.loads((checkpoint / _STATE).read_bytes())
     return state["corpus"], state["fingerprint"]
+
+
+def read_run(run: Path) -> tuple[RunConfig, str]:
+    """Settings of a run as its ``config.toml`` has them now, and where its corpus was.
+
+    Raises:
+        CheckpointError: There is no ``config.toml``, or it names no corpus.
+        ConfigError: It holds something impossible.
+    """
+    path = run / PATH_OF_CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = RunConfig.from_toml(text)
+        return config, tomllib.loads(text)["made_by"]["corpus"]
+    except (OSError, UnicodeDecodeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read or names no corpus ({error}); copy it from the run's newest checkpoint"
+        ) from error
 
 
 def config_text(config: RunConfig, *, corpus: str, fingerprint: str) -> str:

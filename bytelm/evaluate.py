@@ -23,6 +23,8 @@ from bytelm.errors import ConfigError, CorpusError
 from bytelm.model import ByteLM
 from bytelm.vocab import EOD
 
+_EXCERPT_WINDOWS: Final = 8
+
 _BATCH_IDS: Final = 8192
 """Ids that are scored at a time: enough to fill a processor, little beside the weights."""
 
@@ -189,6 +191,21 @@ def excerpts(documents: Iterable[bytes], total_bytes: int, *, count: int, length
                 yield document[begin : begin + length]
                 taken = begin + length
         start += len(document)
+
+
+def some_bytes(documents: Iterable[bytes], total_bytes: int, *, limit_bytes: int, window_bytes: int) -> Iterator[bytes]:
+    """Documents if they are small, else pieces of a few windows from evenly spread places.
+
+    Args:
+        documents: Raw bytes; taken one by one.
+        total_bytes: Of all documents together.
+        limit_bytes: Bytes at most.
+        window_bytes: Of the model; a piece is long enough for the full context and short enough for many places.
+    """
+    if total_bytes <= limit_bytes:
+        return iter(documents)
+    length = min(limit_bytes, _EXCERPT_WINDOWS * window_bytes)
+    return excerpts(documents, total_bytes, count=limit_bytes // length, length=length)
 
 
 class _Counted:

@@ -18,7 +18,7 @@ from bytelm.config import PATH_OF_CONFIG, HeadsConfig, ModelConfig, RunConfig, T
 from bytelm.data.loader import WindowLoader
 from bytelm.data.shards import Corpus
 from bytelm.errors import CheckpointError, ConfigError, StorageError
-from bytelm.evaluate import excerpts
+from bytelm.evaluate import some_bytes
 from bytelm.files import refusals_named, write_file
 from bytelm.model import ByteLM
 from bytelm.optim import budget_spent, load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -34,9 +34,6 @@ _KEPT_SETTINGS: Final = (
     ("train", "seed"),
 )
 """What a run cannot change: the shape of its weights, and the order of its windows."""
-
-_EXCERPT_WINDOWS: Final = 8
-"""Windows of a held-out piece: long enough for the full context, short enough for many places."""
 
 
 @dataclass(kw_only=True)
@@ -158,7 +155,7 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
     if found is not None:
         _check_same_run(found, config, source)
     _check_folder(run, found)
-    device = _device(settings)
+    device = choose_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -206,6 +203,26 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
         clock=Clock(elapsed_s),
         resumed_from=None if found is None else found.checkpoint,
     )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting means.
+
+    Args:
+        name: torch's name for it, or ``auto``: CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch that was built without a device asserts
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"the device {name!r} cannot be used here ({cause}); use auto or cpu") from error
+    return device
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> PrecisionUsed:
@@ -273,25 +290,18 @@ def _prepare_folder(run: Path, config: RunConfig, corpus: Corpus, found: Found |
 
 
 def _held_out(corpus: Corpus, config: RunConfig) -> list[bytes]:
-    """All bytes that are held out, or pieces from evenly spread places; none where the corpus holds nothing out."""
-    total, limit = corpus.raw_bytes("validation"), config.train.validation_bytes
-    if total <= limit:
-        return list(corpus.documents("validation")) if total else []
-    length = min(limit, _EXCERPT_WINDOWS * config.data.window_bytes)
-    count = limit // length
-    return list(excerpts(corpus.documents("validation"), total, count=count, length=length))
-
-
-def _device(train: TrainConfig) -> torch.device:
-    if train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(train.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch that was built without a device asserts
-        cause = str(error).splitlines()[0]
-        raise ConfigError(f"train.device = {train.device!r} cannot be used here ({cause}); use auto or cpu") from error
-    return device
+    """The documents of every validation; none where the corpus holds nothing out."""
+    total = corpus.raw_bytes("validation")
+    if total == 0:
+        return []
+    return list(
+        some_bytes(
+            corpus.documents("validation"),
+            total,
+            limit_bytes=config.train.validation_bytes,
+            window_bytes=config.data.window_bytes,
+        )
+    )
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ ROWS: list[set[str]] = [
     {"bytelm.train"},
     {"bytelm.api", "bytelm.report"},
     {"bytelm.quickstart"},
+    {"bytelm.cli.quantities"},
     {"bytelm.cli.dashboard"},
     {"bytelm.cli.ingest", "bytelm.cli.train", "bytelm.cli.generate", "bytelm.cli.evaluate", "bytelm.cli.report"},
     {"bytelm.cli.quickstart"},

@@ -1,0 +1,198 @@
+"""``bytelm train``: from a corpus to a run, and on from where a run was saved."""
+
+import contextlib
+import enum
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from bytelm.cli import console
+from bytelm.cli.quantities import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from bytelm.config import RunConfig
+    from bytelm.train import Finished, Started
+
+_DEFAULT_PRESET: Final = "tiny"
+_STOPPING: Final = b"\nstopping after this step, and saving; once more to leave at once\n"
+
+
+class ResumeChoice(enum.StrEnum):
+    """What to do with a run that was saved before."""
+
+    never = "never"
+    auto = "auto"
+    require = "require"
+
+
+def train(
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="Folder of the corpus; a resumed run remembers its own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run, made if missing.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="Settings to start from: tiny (default), nano, small, base, large, paper-7b."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; again for more. See --settings."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Train for this many steps.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="SIZE", help="Train on this many bytes: 50M, 1.5G (1000s), 64KiB (1024s)."),
+    ] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option("--time-budget", metavar="TIME", help="Train for this long over all starts: 90s, 5m, 1h30m."),
+    ] = None,
+    resume: Annotated[
+        ResumeChoice,
+        typer.Option("--resume", help="A run that was saved: refuse it, go on if there is one, or go on in any case."),
+    ] = ResumeChoice.never,
+    settings: Annotated[bool, typer.Option("--settings", help="List all settings with their defaults.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> int:
+    """Train a byte model on a corpus.
+
+    RUN gets config.toml, metrics.jsonl and checkpoints/. One budget ends the training: --steps, --bytes or
+    --time-budget. Ctrl-C saves first and says how to go on; a second one leaves at once. A resumed run takes its
+    settings from RUN; --set changes rates, intervals and budgets, but not the model. With a larger budget the
+    schedule stretches: the learning rate follows the share of the present budget that is spent.
+    """
+    if settings:
+        _print_settings(as_json)
+        return console.EXIT_OK
+
+    from bytelm.checkpoint import checkpoints
+    from bytelm.cli.dashboard import training_view
+    from bytelm.errors import ConfigError
+    from bytelm.train import Finished, Started
+    from bytelm.train import train as train_model
+
+    if out is None:
+        raise ConfigError("no place for the run; give --out RUN")
+    wanted = [*(changes or []), *_budget(steps, size, time_budget)]
+    if resume is not ResumeChoice.never and checkpoints(out):
+        config, corpus = _resumed(out, preset, wanted, corpus)
+    else:
+        config = _config(preset, wanted)
+    if corpus is None:
+        raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
+
+    started: Started | None = None
+    finished: Finished | None = None
+    with training_view() as view, _stop_asked() as should_stop:
+        for event in train_model(config, corpus, out, resume=resume.value, should_stop=should_stop):
+            view.show(event)
+            if isinstance(event, Started):
+                started = event
+            elif isinstance(event, Finished):
+                finished = event
+    assert started is not None
+    assert finished is not None
+    go_on = f"bytelm train --out {shlex.quote(str(out))} --resume auto"
+    if as_json:
+        console.print_json(_summary(started, finished))
+    else:
+        console.result(console.shown(str(finished.checkpoint)))
+    if finished.reason == "stopped":
+        console.say(f"stopped at step {finished.step}, saved; go on with: {console.shown(go_on)}")
+        return console.EXIT_INTERRUPTED
+    if finished.step == started.step:
+        console.say(f"the budget was spent before; for more: {console.shown(go_on)} --steps {2 * finished.step}")
+    return console.EXIT_OK
+
+
+def _budget(steps: int | None, size: str | None, time_budget: str | None) -> list[str]:
+    budgets = []
+    if steps is not None:
+        budgets.append(f"train.steps={steps}")
+    if size is not None:
+        budgets.append(f"train.bytes={parse_size(size)}")
+    if time_budget is not None:
+        budgets.append(f"train.time_budget_s={parse_duration(time_budget)}")
+    return budgets
+
+
+def _config(preset: str | None, changes: list[str]) -> "RunConfig":
+    from bytelm.config import RunConfig
+
+    return RunConfig.build(preset or _DEFAULT_PRESET, changes)
+
+
+def _resumed(run: Path, preset: str | None, changes: list[str], corpus: Path | None) -> "tuple[RunConfig, Path]":
+    """The run's own settings and corpus, with what was asked for now on top."""
+    from bytelm.checkpoint import read_run
+
+    config, own_corpus = read_run(run)
+    config = config.with_changes(changes) if preset is None else _config(preset, changes)
+    return config, corpus or Path(own_corpus)
+
+
+@contextlib.contextmanager
+def _stop_asked() -> "Iterator[Callable[[], bool]]":
+    """Turn the first SIGINT or SIGTERM into a wish that can be asked for; the second interrupts at once."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        os.write(2, _STOPPING)  # whatever the signal has interrupted, even a line that is just being printed
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(started: "Started", finished: "Finished") -> dict[str, Any]:
+    from bytelm.run_log import read_log
+
+    records = read_log(started.run)
+    step = next((record for record in reversed(records) if record["kind"] == "step"), {})
+    validation = next((record for record in reversed(records) if record["kind"] == "validation"), {})
+    return {
+        "run": str(started.run),
+        "checkpoint": str(finished.checkpoint),
+        "finished": finished.reason,
+        "step": finished.step,
+        "bytes_seen": finished.bytes_seen,
+        "elapsed_s": round(finished.elapsed_s, 3),
+        "bytes_per_second": round(finished.bytes_seen / finished.elapsed_s, 1),
+        "bits_per_byte": validation.get("bits_per_byte"),
+        "bits_per_byte_by_head": validation.get("bits_per_byte_by_head"),
+        "validation_step": validation.get("step"),
+        "scored_bytes": validation.get("scored_bytes"),
+        "train_bits_per_byte": step.get("bits_per_byte"),
+        "train_bits_per_byte_by_head": step.get("bits_per_byte_by_head"),
+        "parameters": started.parameters,
+        "device": started.device,
+        "precision": started.precision,
+        "resumed_from": None if started.resumed_from is None else str(started.resumed_from),
+    }
+
+
+def _print_settings(as_json: bool) -> None:
+    from bytelm.config import describe_settings
+
+    rows = describe_settings()
+    if as_json:
+        keys = ("setting", "default", "description")
+        console.print_json({"settings": [dict(zip(keys, row, strict=True)) for row in rows]})
+        return
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, default, description in rows:
+        console.result(f"{name:<{widths[0]}}  {default:<{widths[1]}}  {description}")
