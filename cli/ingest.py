@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bytelm.cli import console
+from bytelm.cli.quantities import size
 
 if TYPE_CHECKING:
     from bytelm.data.ingest import IngestProgress, IngestReport
@@ -77,8 +78,8 @@ def _at_most_every(interval_s: float, show: "Callable[[IngestProgress], None]") 
 
 def _line(progress: "IngestProgress") -> str:
     return (
-        f"{progress.documents:,} documents, {_size(progress.raw_bytes)} read, {_size(progress.packed_bytes)} written, "
-        f"{_size(progress.raw_bytes / progress.elapsed_s)}/s"
+        f"{progress.documents:,} documents, {size(progress.raw_bytes)} read, {size(progress.packed_bytes)} written, "
+        f"{size(progress.raw_bytes / progress.elapsed_s)}/s"
     )
 
 
@@ -86,23 +87,14 @@ def _summary(report: "IngestReport") -> Iterator[str]:
     from bytelm.data.sources import name_of
 
     yield (
-        f"{report.documents:,} documents, {_size(report.raw_bytes)} in {report.elapsed_s:.1f} s, "
+        f"{report.documents:,} documents, {size(report.raw_bytes)} in {report.elapsed_s:.1f} s, "
         f"packed {report.ratio:.2f} : 1 into {report.shards} shards"
     )
     yield (
-        f"train {_size(report.train_bytes)}, validation {_size(report.validation_bytes)} "
+        f"train {size(report.train_bytes)}, validation {size(report.validation_bytes)} "
         f"(held out by content hash, rule {report.split_rule!r})"
     )
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items() if count)
     if skipped:
         yield f"passed over: {skipped}"
     yield f"corpus {console.shown(name_of(report.corpus))}, fingerprint {report.fingerprint}"
-
-
-def _size(size_bytes: float) -> str:
-    """Bytes in the largest decimal unit that leaves at least one before the point."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.2f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.2f} TB"

@@ -11,7 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.data.ingest import IngestProgress, ingest
@@ -39,6 +39,7 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.binary(max_size=3000), min_size=1, max_size=6), st.sampled_from([0.0, 0.01, 0.5]))
 def test_any_documents_come_back_whole(documents: list[bytes], fraction: float) -> None:
     with tempfile.TemporaryDirectory() as place:

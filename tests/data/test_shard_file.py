@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.data.shard_file import ShardReader, ShardSummary, ShardWriter
@@ -62,6 +62,7 @@ def shard(tmp_path: Path) -> tuple[Path, ShardSummary, bytes]:
     return path, written(path, documents), b"".join(documents)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.binary(min_size=1, max_size=700), min_size=1, max_size=12), st.sampled_from([1, 7, 256]))
 def test_any_documents_come_back_with_their_boundaries(documents: list[bytes], frame_bytes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

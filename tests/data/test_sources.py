@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.data.sources import KINDS, Document, Skipped, check_sources, find_documents, kind_of, name_of, shown_path
@@ -128,6 +128,7 @@ def test_names_are_made_fit_for_messages() -> None:
     assert "\n" not in shown_path(b"a\nb")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=50), st.integers(0, 3))
 def test_text_is_text_wherever_the_sniffing_stops(text: str, lead: int) -> None:
     document = b"x" * ((8 << 10) - lead) + text.encode()

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.data.split import TRAIN, VALIDATION, Block, CutPiece, SplitRule, cut, split
@@ -36,6 +36,7 @@ def lines(count: int, seed: int) -> bytes:
     return b"".join(b"%030x\n"[: 30 + 1] % chance.getrandbits(120) for _ in range(count))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.binary(min_size=1, max_size=300) | st.just(b"line\n" * 90), min_size=1, max_size=8),
     st.integers(1, 100),
