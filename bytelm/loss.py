@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from bytelm.config import BackwardMode
+from bytelm.errors import ConfigError
 from bytelm.heads import PredictionHeads
 from bytelm.layers import Pass
 from bytelm.model import ByteLM
@@ -56,6 +56,9 @@ def multi_byte_loss(
 
     Returns:
         Loss, bits per byte and counts.
+
+    Raises:
+        ConfigError: In the backward pass of ``sequential``, where a second derivative is asked for.
 
     Example:
         Two micro-batches as one step: divide both by the sum of their ``batch.valid_BTK.sum((0, 1))``, and add the
@@ -141,10 +144,11 @@ class _SequentialHeads(torch.autograd.Function):
         return (nats_K / divisor_K).sum(), nats_K
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator loses the argument's name
-        ctx: Any, *grad_outputs: Any
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: the gradients below would pass for constants
+            raise ConfigError(
+                "heads that are back-propagated one after another have no second derivative; set heads.backward = naive"
+            )
         gradients = iter(ctx.saved_tensors)
         found = [next(gradients) if wanted else None for wanted in ctx.needs_input_grad[3:]]
         grad_loss = grad_outputs[0]  # the nats of each head carry no gradient
