@@ -1,0 +1,253 @@
+"""``bytelm generate`` shows exactly what was generated, safely, and says how it ended."""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+
+from bytelm.api import load
+from bytelm.checkpoint import Snapshot, save_checkpoint
+from bytelm.cli.generate import _SafeText, _Terminal, generate
+from bytelm.config import RunConfig
+from bytelm.errors import ConfigError, GenerationError
+from bytelm.model import ByteLM
+from bytelm.vocab import EOD, VOCABULARY_SIZE
+
+CONFIG = RunConfig.build(
+    "tiny",
+    [
+        "data.window_bytes=64",
+        "model.local_window_bytes=16",
+        "model.d_model=32",
+        "model.layers=2",
+        "model.d_ff=64",
+        'model.attention_pattern=["local", "global"]',
+        "heads.count=4",
+    ],
+)
+# Any program that has the command: what a terminal runs, in a process of its own.
+PROGRAM = """
+import sys, typer
+from bytelm.cli import app
+from bytelm.cli.generate import generate
+if not any(command.name == "generate" for command in app.app.registered_commands):
+    app.app.command("generate")(generate)
+sys.exit(app.run(["generate", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with random weights that hardly ever ends a document."""
+    torch.manual_seed(2)
+    model = ByteLM(CONFIG.model, CONFIG.heads)
+    unembedding: Any = model.heads.unembedding
+    with torch.no_grad():
+        unembedding.weight.mul_(8.0).view(-1, VOCABULARY_SIZE, CONFIG.model.d_model)[:, EOD] = 0.0
+    folder = tmp_path_factory.mktemp("run")
+    snapshot = Snapshot(
+        step=1,
+        config=CONFIG,
+        corpus="corpus",
+        fingerprint="0" * 64,
+        model=model.state_dict(),
+        optimizer={},
+        random={"cpu": torch.get_rng_state()},
+        progress={},
+    )
+    save_checkpoint(folder, snapshot, keep=1)
+    return folder
+
+
+def command(*words: str | Path) -> int:
+    app = typer.Typer()
+    app.command()(generate)
+    return app(args=[str(word) for word in words], standalone_mode=False)
+
+
+def process(*words: str | Path) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", PROGRAM, *map(str, words)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def test_raw_output_is_the_generated_bytes_and_nothing_else(run: Path, capfdbinary: Any) -> None:
+    expected = load(run).generate("def ", max_bytes=50).data
+    assert command(run, "def ", "--max-bytes", "50", "--raw") == 0
+    captured = capfdbinary.readouterr()
+    assert captured.out == expected
+    assert captured.err.startswith(b"50 bytes in ")
+    assert b"ended by max_bytes" in captured.err
+
+
+def test_text_on_a_pipe_is_the_generation_with_unsafe_bytes_escaped(run: Path, capfdbinary: Any) -> None:
+    command(run, "x", "--max-bytes", "120", "--temperature", "1", "--seed", "5", "--threads", "1")
+    out = capfdbinary.readouterr().out
+    data = load(run).generate("x", max_bytes=120, temperature=1.0, seed=5).data
+    assert {byte for byte in data if byte < 32 or byte == 127}, "the sample holds no control character: choose another"
+    assert not {byte for byte in out if (byte < 32 and byte not in b"\n\t") or byte == 127}
+    escaped = "".join(
+        f"\\x{ord(letter):02x}" if (ord(letter) < 32 and letter not in "\n\t") or 127 <= ord(letter) < 160 else letter
+        for letter in data.decode("utf-8", "backslashreplace")
+    )
+    assert out.decode() == escaped
+
+
+def test_json_is_one_object_with_what_was_asked_for(run: Path, capfdbinary: Any) -> None:
+    words = (run, "né", "--max-bytes", "40", "--temperature", "0.8", "--seed", "7", "--json")
+    assert command(*words) == 0
+    captured = capfdbinary.readouterr()
+    answer = json.loads(captured.out)
+    assert captured.out.count(b"\n") == 1
+    expected = load(run).generate("né", max_bytes=40, temperature=0.8, seed=7)
+    assert base64.b64decode(answer.pop("bytes_base64")) == expected.data
+    assert answer.pop("text") == expected.text
+    assert answer.pop("elapsed_s") > 0
+    assert answer.pop("bytes_per_second") > 0
+    assert answer == {
+        "generated_bytes": 40,
+        "prompt_bytes": 3,
+        "finish_reason": "max_bytes",
+        "steps": expected.steps,
+        "bytes_per_step": 40 / expected.steps,
+        "acceptance_by_head": list(expected.acceptance_by_head),
+        "draft": "heads",
+        "exact": "padded",
+        "temperature": 0.8,
+        "seed": 7,
+    }
+    command(*words, "--draft", "none")
+    plain = json.loads(capfdbinary.readouterr().out)
+    assert base64.b64decode(plain["bytes_base64"]) == expected.data
+    assert (plain["draft"], plain["steps"], plain["bytes_per_step"]) == ("none", 40, 1.0)
+
+
+def test_json_names_the_head_of_each_byte_if_asked(run: Path, capfdbinary: Any) -> None:
+    command(run, "", "--max-bytes", "20", "--json", "--show-drafts")
+    assert json.loads(capfdbinary.readouterr().out)["heads"] == list(load(run).generate("", max_bytes=20).heads)
+
+
+def test_nothing_asked_for_is_answered_with_nothing(run: Path, capfdbinary: Any) -> None:
+    command(run, "--max-bytes", "0", "--json")
+    answer = json.loads(capfdbinary.readouterr().out)
+    assert (answer["text"], answer["steps"], answer["bytes_per_second"]) == ("", 0, 0.0)
+
+
+def test_stop_strings_and_every_sampling_option_reach_the_decoder(run: Path, capfdbinary: Any) -> None:
+    options = ["--temperature", "1.2", "--top-k", "50", "--top-p", "0.9", "--min-p", "0.01", "--seed", "3"]
+    settings: dict[str, Any] = {"temperature": 1.2, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+    model = load(run)
+    whole = model.generate("go", max_bytes=60, **settings).data
+    typed = next(whole[i : i + 1] for i in range(20, 60) if 32 < whole[i] < 127)
+    command(run, "go", "--max-bytes", "60", *options, "--stop", "not said", "--stop", typed.decode(), "--raw")
+    assert capfdbinary.readouterr().out == whole[: whole.index(typed)]
+    command(run, "go", "--max-bytes", "9", "--exact", "off", "--raw")
+    assert len(capfdbinary.readouterr().out) == 9
+
+
+def test_a_prompt_comes_from_a_file_with_any_bytes(run: Path, tmp_path: Path, capfdbinary: Any) -> None:
+    prompt = b"\xff\x00\xfe raw \x80"
+    (tmp_path / "prompt").write_bytes(prompt)
+    command(run, "--prompt-file", tmp_path / "prompt", "--max-bytes", "12", "--raw")
+    assert capfdbinary.readouterr().out == load(run).generate(prompt, max_bytes=12).data
+
+
+def test_a_prompt_beyond_the_context_is_said_to_be_cut(run: Path, capfdbinary: Any) -> None:
+    command(run, "p" * 63, "--max-bytes", "1")
+    assert b"the context" not in capfdbinary.readouterr().err
+    command(run, "p" * 64, "--max-bytes", "1")
+    assert b"the prompt has 64 bytes and the context 64: its last 32 bytes are read" in capfdbinary.readouterr().err
+
+
+def test_another_precision_says_what_is_not_promised(run: Path, capfdbinary: Any) -> None:
+    command(run, "p", "--max-bytes", "1", "--precision", "bfloat16")
+    assert b"in bfloat16 they rest on the device's kernels" in capfdbinary.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["p", "--max-bytes", "-1"], "max_bytes = -1"),
+        (["p", "--top-k", "5"], "top_k has no effect"),
+        (["p", "--stop", ""], "stop string is empty"),
+        (["p", "--prompt-file", "there"], "both given"),
+        (["--prompt-file", "/nowhere/at/all"], "No such file or directory"),
+        (["p", "--raw", "--json"], "leave out --json"),
+        (["p", "--raw", "--show-drafts"], "leave out --show-drafts"),
+        (["p", "--show-drafts", "--draft", "none"], "nothing to show"),
+    ],
+)
+def test_options_that_contradict_each_other_or_cannot_be_are_refused(run: Path, words: list[str], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        command(run, *words)
+
+
+def test_a_device_that_is_not_there_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        command(run, "p", "--device", "warp")
+
+
+def test_marks_without_colours_tell_each_draft_apart(capfdbinary: Any) -> None:
+    view = _SafeText(marks=True)
+    view.show(b"abc", (1, 2, 0))
+    view.show(b"de", (1, 0))
+    view.show(b"f", (0,))
+    view.show("€".encode(), (1, 2, 0))  # whole with the trunk's byte
+    view.show(b"g\xe2\x82", (1, 2, 0))  # ends inside a character
+    view.show(b"\xac\x1b", (1, 2))
+    view.finish()
+    assert capfdbinary.readouterr().out.decode() == "‹ab›c‹d›ef€‹g›‹€\\x1b›"
+
+
+def test_a_terminal_shows_the_prompt_dimmed_and_obeys_nothing_that_was_generated() -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, color_system="truecolor", width=20, no_color=False)
+    view = _Terminal(terminal, b"say \x1b[2J\xff", None)
+    view.show(b"[bold]" + b"w" * 30, (0,) * 36)
+    view.show(b"\x1b]0;title\x07", (0,) * 10)
+    view.finish()
+    assert screen.getvalue() == "\x1b[2msay \\x1b[2J\\xff\x1b[0m[bold]" + "w" * 30 + "\\x1b]0;title\\x07\n"
+
+
+def test_a_terminal_colours_bytes_by_the_head_that_drafted_them() -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, color_system="truecolor", no_color=False)
+    view = _Terminal(terminal, b"", 3)
+    view.show(b"ab\xc3", (1, 2, 0))
+    view.show(b"\xa9\n", (1, 0))
+    view.finish()
+    pieces = screen.getvalue().split("\x1b[0m")
+    colours = [piece.rpartition("m")[0] for piece in pieces]
+    assert [piece.rpartition("m")[2] for piece in pieces] == ["a", "b", "é", "\n"] + [""] * (len(pieces) - 4)
+    assert colours[0] == colours[2] != colours[1]
+    assert view.legend.plain == "chosen by the trunk, or drafted by head 1 2"
+
+
+def test_ctrl_c_stops_and_still_sums_up(run: Path) -> None:
+    with process(run, "go", "--max-bytes", "100000000") as child:
+        assert child.stdout is not None
+        assert child.stdout.read(1)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate()
+    assert child.returncode == 130
+    assert b"ended by interrupted" in errors
+    assert b"Traceback" not in errors
+
+
+def test_a_reader_that_goes_away_is_no_error(run: Path) -> None:
+    with process(run, "go", "--max-bytes", "100000000") as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.read(1)
+        child.stdout.close()
+        assert child.stderr.read() == b""
