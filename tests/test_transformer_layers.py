@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from bytelm.config import ModelConfig
+from bytelm.kv_cache import KVCache, slots_for
 from bytelm.layers import (
     Attention,
     Block,
+    CachedPass,
     Linear,
     RMSNorm,
     Rotary,
@@ -63,6 +65,14 @@ def test_positions_begin_again_at_each_document() -> None:
     assert document_positions(documents).tolist() == [[0, 1, 2, 3], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
+def test_a_window_pass_rotates_each_document_from_position_zero() -> None:
+    documents = torch.tensor([[0, 0, 0, 1, 1], [5, 6, 6, 6, 6]])
+    rotary = WindowPass.build(CONFIG, documents, documents).rotary
+    cosine, sine = rotary_tables(torch.tensor([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]]), 8, CONFIG.rope_base)
+    assert torch.equal(rotary.cosine.squeeze(2), cosine)
+    assert torch.equal(rotary.sine.squeeze(2), sine)
+
+
 def test_rms_norm_is_its_formula_and_computes_in_float32() -> None:
     norm = RMSNorm(32, 1e-3)
     with torch.no_grad():
@@ -104,6 +114,23 @@ def test_a_local_layer_sees_its_window_and_a_global_layer_everything() -> None:
         drawn(attention)
         moved = (attention(states, shared) != attention(changed, shared)).any(-1)[0]
         assert moved.nonzero().flatten().tolist() == list(range(2, last + 1))
+
+
+def test_every_row_of_a_cached_pass_sees_a_slot_padding_rows_too() -> None:
+    cosine_SC, sine_SC = rotary_tables(torch.arange(slots_for(130)), 8, 10_000.0)
+    cache = KVCache(
+        layers=0, batch=1, kv_heads=1, capacity=130, cosine_SC=cosine_SC, sine_SC=sine_SC, dtype=torch.float32
+    )
+    cache.advance(126)  # two rows of the pass are left in the first bucket
+    ranges = CachedPass.build(CONFIG, cache, 16, torch.float32).ranges
+    assert set(ranges) == {"local", "global"}
+    for kind, (start, end, bias_RMS) in ranges.items():
+        assert bias_RMS.shape == (3, 16, end - start)
+        seen = [(row == 0).nonzero().flatten().add(start).tolist() for row in bias_RMS[0]]
+        oldest = 126 - 4 + 1 if kind == "local" else 0
+        assert seen[0] == list(range(oldest, 127))
+        assert all(seen)
+        assert all(slots == seen[1] for slots in seen[2:])
 
 
 def test_under_bfloat16_autocast_the_residual_stream_stays_float32() -> None:
