@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LINE_EVERY_S: Final = 5.0
 _WORST_BITS: Final = 8.0  # of a byte about which nothing is known: the full length of a bar
 _BAR_COLUMNS: Final = 30
-_OTHER_LINES: Final = 12  # of the panel, beside the bars
+_OTHER_LINES: Final = 11  # of the panel, beside the bars
 
 
 class TrainingView:
@@ -45,7 +45,7 @@ class TrainingView:
 
     def __enter__(self) -> "TrainingView":
         if self._console.is_terminal:
-            self._live = Live(console=self._console, get_renderable=self._dashboard, refresh_per_second=4)
+            self._live = Live(console=self._console, get_renderable=self.dashboard, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -88,7 +88,8 @@ class TrainingView:
             line += f"; held out {_bits(self._validation.bits_per_byte_by_head)} bits per byte"
         return line
 
-    def _dashboard(self) -> RenderableType:
+    def dashboard(self) -> RenderableType:
+        """What the terminal shows now."""
         if self._started is None:
             return Text("opening the corpus …")
         return Panel(
@@ -103,11 +104,16 @@ class TrainingView:
         if progress is None:
             yield Text("the first steps …")
             return
-        yield ProgressBar(total=1.0, completed=progress.fraction)
-        yield Text(
-            f"{100 * progress.fraction:.1f} % · step {progress.step:,} · {size(progress.bytes_seen)} · "
-            f"{duration(progress.elapsed_s)} · {_remaining(progress)} to go"
+        done = Table.grid(padding=(0, 2))
+        done.add_row(
+            ProgressBar(total=1.0, completed=progress.fraction, width=_BAR_COLUMNS),
+            f"{100 * progress.fraction:.1f} %",
+            f"step {progress.step:,}",
+            size(progress.bytes_seen),
+            duration(progress.elapsed_s),
+            f"{_remaining(progress)} to go",
         )
+        yield done
         yield Text()
         yield self._bars(progress)
         yield Text()

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from bytelm.evaluate import Acceptance, BitsPerByte
 
 _TASKS: Final = ("bpb", "acceptance")
-_PROMPTS: Final = 16
 _PROMPT_BYTES: Final = 128
 
 
@@ -41,6 +40,7 @@ def evaluate(
         str | None,
         typer.Option("--limit-bytes", metavar="SIZE", help="Score pieces from evenly spread places, in all this much."),
     ] = None,
+    count: Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts that acceptance continues.")] = 16,
     device: Annotated[str, typer.Option("--device", help="torch device; auto takes CUDA where there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
@@ -70,8 +70,8 @@ def evaluate(
         scores = bits_per_byte(model, documents, context_bytes=context or window_bytes, stride=stride)
     if "acceptance" in tasks:
         length = max(1, min(_PROMPT_BYTES, window_bytes // 2))
-        pieces = excerpts(held_out.documents(), held_out.raw_bytes, count=_PROMPTS, length=length)
-        prompts = [piece[:length] for piece in pieces][:_PROMPTS]
+        pieces = excerpts(held_out.documents(), held_out.raw_bytes, count=count, length=length)
+        prompts = [piece[:length] for piece in pieces][:count]
         accepted = acceptance(model, prompts, context_bytes=window_bytes)
     summary = {
         "checkpoint": str(checkpoint),
