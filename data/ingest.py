@@ -8,15 +8,16 @@ replaced stays whole until the index of the new one has taken its place: shard n
 import contextlib
 import fcntl
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from bytelm import __version__
 from bytelm.data.shard_file import FRAME_BYTES, MOST_PIECES, ShardWriter
-from bytelm.data.shards import INDEX, SHARD_NAME, ShardEntry, write_index
+from bytelm.data.shards import INDEX, SHARD_NAME, Corpus, ShardEntry, write_index
 from bytelm.data.sources import (
     KINDS,
     SKIP_REASONS,
@@ -39,6 +40,8 @@ _MOST_VALIDATION: Final = 0.5
 _MOST_FRAME_BYTES: Final = 64 << 20
 _LOCK: Final = ".ingest.lock"
 _PART: Final = ".part"
+_OURS: Final = re.compile(rf"{SHARD_NAME.pattern}({re.escape(_PART)})?|\.{re.escape(INDEX)}\.\d+{re.escape(_PART)}")
+"""Shards, complete or not, and indices that were not renamed any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,15 +152,14 @@ def ingest(
     check_sources(paths)
     _check_apart(paths, folder)
     with _sole_writer(folder):
-        old_shards = _old_shards(folder, overwrite=overwrite)
-        first_number = 1 + max(
-            (int(match["number"]) for match in map(SHARD_NAME.match, old_shards) if match), default=-1
-        )
+        with refusals_named(folder):
+            old_shards = _old_shards(folder, overwrite=overwrite)
+        number = _free_number(old_shards)
         train, validation = (
-            _ShardSeries(folder, name, first_number, level=level, shard_bytes=shard_bytes, frame_bytes=frame_bytes)
+            _ShardSeries(folder, name, number, level=level, shard_bytes=shard_bytes, frame_bytes=frame_bytes)
             for name in (TRAIN, VALIDATION)
         )
-        with _removed_on_failure(train, validation):
+        with _removed_on_failure(folder, train, validation):
             reading = _Reading(paths, folder)
             rule, pieces = split(reading.blocks(), validation_fraction)
             for where, piece in pieces:
@@ -257,7 +259,7 @@ class _ShardSeries:
     ) -> None:
         self._folder = folder
         self._split = split
-        self._number = first_number
+        self._first_number = first_number
         self._level = level
         self._shard_bytes = shard_bytes
         self._frame_bytes = frame_bytes
@@ -267,6 +269,7 @@ class _ShardSeries:
         self._raw_bytes = 0
         self._packed_bytes = 0
         self.entries: list[ShardEntry] = []
+        self._name_next()
 
     @property
     def raw_bytes(self) -> int:
@@ -309,24 +312,21 @@ class _ShardSeries:
         self._packed_bytes += summary.packed_bytes
         self._file = self._writer = None
         self._expected = (-1, -1)
-        self._number += 1
+        self._name_next()
 
-    def remove(self) -> None:
-        """Take everything back that was written."""
+    def remove(self, *, keep: Collection[str]) -> None:
+        """Take everything back that was written, but for the names in ``keep``."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk refuses what is still buffered; it is not wanted
                 self._file.close()
-        self._part.unlink(missing_ok=True)
-        for entry in self.entries:
-            (self._folder / entry.name).unlink(missing_ok=True)
+        for path in (self._part, self._place, *(self._folder / entry.name for entry in self.entries)):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
 
-    @property
-    def _place(self) -> Path:
-        return self._folder / f"{self._split}-{self._number:05d}.zst"
-
-    @property
-    def _part(self) -> Path:
-        return self._place.with_name(self._place.name + _PART)
+    def _name_next(self) -> None:
+        name = f"{self._split}-{self._first_number + len(self.entries):05d}.zst"
+        self._place = self._folder / name
+        self._part = self._folder / (name + _PART)
 
     def _open(self) -> ShardWriter:
         self._file = self._part.open("xb")
@@ -335,13 +335,22 @@ class _ShardSeries:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(*series: _ShardSeries) -> Iterator[None]:
+def _removed_on_failure(folder: Path, *series: _ShardSeries) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # An interrupt may come when the index has just taken its place: then these shards are the corpus.
+        named = _named_shards(folder)
         for one in series:
-            one.remove()
+            one.remove(keep=named)
         raise
+
+
+def _named_shards(folder: Path) -> set[str]:
+    try:
+        return {shard.name for shard in Corpus.open(folder).all_shards}
+    except CorpusError:
+        return set()
 
 
 @contextlib.contextmanager
@@ -350,20 +359,19 @@ def _sole_writer(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"cannot write {folder}: it is a file, not a folder; choose another --out")
     made = not folder.exists()
+    place = folder / _LOCK
     with refusals_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however this process ends
-        except BlockingIOError as error:
+        if not _locked(lock, place):
             raise CorpusError(
                 f"another process is ingesting into {folder}; wait until it has finished, or choose another --out"
-            ) from error
+            )
         try:
             yield
         finally:
-            (folder / _LOCK).unlink(missing_ok=True)
+            place.unlink(missing_ok=True)
             if made:
                 with contextlib.suppress(OSError):  # not empty: the corpus is in it
                     folder.rmdir()
@@ -371,28 +379,43 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _locked(lock: int, place: Path) -> bool:
+    """Take the lock if nobody has it; the kernel lets go of it however this process ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock), place.stat())  # else its last holder has just taken it away
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
 def _old_shards(folder: Path, *, overwrite: bool) -> list[str]:
-    """Names of the shards that a new index will make superfluous; what a killed ingestion left is removed at once.
+    """Files that a new index will make superfluous; what a killed ingestion left is removed at once.
 
     Raises:
         CorpusError: There is a corpus that is not to be replaced, or something that is no corpus.
     """
     names = sorted(path.name for path in folder.iterdir())
-    ours = [name for name in names if SHARD_NAME.fullmatch(name.removesuffix(_PART))]
+    ours = [name for name in names if _OURS.fullmatch(name)]
     if INDEX in names:
         if not overwrite:
             raise CorpusError(
                 f"{folder} already holds a corpus; choose another --out, or add --overwrite to replace it"
             )
         return ours
-    foreign = [name for name in names if name not in ours and name != _LOCK and not name.startswith(f".{INDEX}.")]
+    foreign = [name for name in names if name not in ours and name != _LOCK]
     if foreign:
         raise CorpusError(
             f"{folder} is not empty and holds no corpus, but {foreign[0]!r}; choose a new or empty folder for --out"
         )
-    for name in set(names) - {_LOCK}:
+    for name in ours:
         (folder / name).unlink()
     return []
+
+
+def _free_number(old_shards: Sequence[str]) -> int:
+    """The first number above those of all old shards."""
+    numbers = [int(match["number"]) for match in map(SHARD_NAME.match, old_shards) if match]
+    return max(numbers, default=-1) + 1
 
 
 def _check_settings(level: int, validation_fraction: float, shard_bytes: int, frame_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """Ingestion: everything or nothing, and the same corpus from the same files."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -8,7 +9,10 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -201,6 +205,48 @@ def test_a_second_writer_is_refused_while_the_first_writes(files: Path, tmp_path
     report = ingest([files], tmp_path / "corpus", on_progress=try_too)
     assert refused
     assert Corpus.open(tmp_path / "corpus").fingerprint == report.fingerprint
+
+
+def interrupted_at(line: int, work: Callable[[], object]) -> int:
+    """Run something and interrupt it at the n-th line of the modules that write; how many lines it came to."""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal seen
+        if Path(frame.f_code.co_filename).name not in ("ingest.py", "shards.py", "files.py"):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == line:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            work()
+    finally:
+        sys.settrace(None)
+    return seen
+
+
+def test_an_interrupt_at_any_line_leaves_the_old_corpus_or_the_new_one_whole(files: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(files, tmp_path / "other")
+    (other / "00.txt").write_bytes(b"something else\n" * 100)
+    whole = []
+    for source in (files, other):
+        ingest([source], tmp_path / source.name / "corpus", level=1)
+        whole.append(everything(Corpus.open(tmp_path / source.name / "corpus")))
+        shutil.rmtree(tmp_path / source.name / "corpus")
+    out = tmp_path / "corpus"
+    lines = interrupted_at(0, lambda: ingest([files], out, level=1))
+    outcomes = []
+    for number, line in enumerate([*range(1, lines - 120, 97), *range(lines - 120, lines + 30, 2)]):
+        source = (other, files)[number % 2]
+        interrupted_at(line, lambda: ingest([source], out, overwrite=True, level=1))  # noqa: B023  called at once
+        outcomes.append(everything(Corpus.open(out)))
+        assert outcomes[-1] in whole
+    assert all(one in outcomes for one in whole)
 
 
 def test_a_folder_with_other_files_is_left_alone(files: Path, tmp_path: Path) -> None:
