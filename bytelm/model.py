@@ -42,8 +42,9 @@ class ByteLM(nn.Module):
         """Draw all weights.
 
         Every matrix keeps the size of what it is given (standard deviation 1 / sqrt(inputs)). Those that write to the
-        residual stream are scaled by 1 / sqrt(2 · layers), so that its size does not grow with depth. Unembeddings
-        are small, so that a fresh model spreads its probability over all V ids: log2(V) bits.
+        residual stream are scaled by 1 / sqrt(2 · layers), so that its size does not grow with depth. Unembeddings are
+        scaled by 0.3: a fresh model then spreads its probability over all V ids, log2(V) bits and hardly more, and
+        the trunk still gets gradients that let it learn from the first steps.
 
         Args:
             generator: On the device of the weights; torch's own where None.
@@ -58,7 +59,7 @@ class ByteLM(nn.Module):
                 if name.endswith(".output"):
                     std *= (2 * depth) ** -0.5
                 if name.endswith(".unembedding"):
-                    std = module.in_features**-1
+                    std *= 0.3
                 module.weight.normal_(std=std, generator=generator)
 
     def forward(self, inputs_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:

@@ -65,7 +65,7 @@ def test_a_fresh_model_spreads_its_probability_over_all_ids(family: HeadFamily, 
     logits = model(some_ids(200, batch=2))
     targets = torch.randint(0, VOCABULARY_SIZE, logits.shape[:-1], generator=torch.Generator().manual_seed(1))
     bits = torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten()) / math.log(2)
-    assert bits.item() == pytest.approx(math.log2(VOCABULARY_SIZE), abs=0.05)
+    assert bits.item() == pytest.approx(math.log2(VOCABULARY_SIZE), abs=0.15)
 
 
 def test_the_residual_stream_does_not_grow_with_depth() -> None:
