@@ -239,9 +239,10 @@ def test_an_interrupt_at_any_line_leaves_the_old_corpus_or_the_new_one_whole(fil
         whole.append(everything(Corpus.open(tmp_path / source.name / "corpus")))
         shutil.rmtree(tmp_path / source.name / "corpus")
     out = tmp_path / "corpus"
-    lines = interrupted_at(0, lambda: ingest([files], out, level=1))
+    ingest([other], out, level=1)
+    lines = interrupted_at(0, lambda: ingest([files], out, overwrite=True, level=1))
     outcomes = []
-    for number, line in enumerate([*range(1, lines - 120, 97), *range(lines - 120, lines + 30, 2)]):
+    for number, line in enumerate([*range(1, lines - 120, 97), *range(lines - 110, lines + 10, 2)]):
         source = (other, files)[number % 2]
         interrupted_at(line, lambda: ingest([source], out, overwrite=True, level=1))  # noqa: B023  called at once
         outcomes.append(everything(Corpus.open(out)))
