@@ -230,24 +230,30 @@ def interrupted_at(line: int, work: Callable[[], object]) -> int:
     return seen
 
 
+# An interrupt between the end of a with block and its exit leaves a file to the garbage collector, which says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_line_leaves_the_old_corpus_or_the_new_one_whole(files: Path, tmp_path: Path) -> None:
     other = shutil.copytree(files, tmp_path / "other")
     (other / "00.txt").write_bytes(b"something else\n" * 100)
-    whole = []
-    for source in (files, other):
-        ingest([source], tmp_path / source.name / "corpus", level=1)
-        whole.append(everything(Corpus.open(tmp_path / source.name / "corpus")))
-        shutil.rmtree(tmp_path / source.name / "corpus")
     out = tmp_path / "corpus"
-    ingest([other], out, level=1)
-    lines = interrupted_at(0, lambda: ingest([files], out, overwrite=True, level=1))
+
+    def replace() -> None:
+        ingest([other], out, overwrite=True, level=1)
+
+    ingest([files], out, level=1)
+    old = everything(Corpus.open(out))
+    lines = interrupted_at(0, replace)
+    new = everything(Corpus.open(out))
+    ingest([files], out, overwrite=True, level=1)
     outcomes = []
-    for number, line in enumerate([*range(1, lines - 120, 97), *range(lines - 110, lines + 10, 2)]):
-        source = (other, files)[number % 2]
-        interrupted_at(line, lambda: ingest([source], out, overwrite=True, level=1))  # noqa: B023  called at once
+    for line in [*range(1, lines - 60, 199), *range(lines - 60, lines)]:
+        interrupted_at(line, replace)
         outcomes.append(everything(Corpus.open(out)))
-        assert outcomes[-1] in whole
-    assert all(one in outcomes for one in whole)
+        assert outcomes[-1] in (old, new)
+        if outcomes[-1] == new:
+            ingest([files], out, overwrite=True, level=1)
+    assert old in outcomes
+    assert new in outcomes
 
 
 def test_a_folder_with_other_files_is_left_alone(files: Path, tmp_path: Path) -> None:
