@@ -120,9 +120,11 @@ def attend(
         return _attend_reference(query_BHTC, key_BGTC, value_BGTC, mask)
     if mask.block:
         return _attend_blocks(query_BHTC, key_BGTC, value_BGTC, mask)
-    return F.scaled_dot_product_attention(
-        query_BHTC, key_BGTC, value_BGTC, mask.visible, is_causal=mask.visible is None, enable_gqa=True
-    )
+    if mask.visible is None:
+        return F.scaled_dot_product_attention(query_BHTC, key_BGTC, value_BGTC, is_causal=True, enable_gqa=True)
+    # Repeated here: of PyTorch's fused kernels, those that take a mask do not all know groups.
+    key_BHTC, value_BHTC = (_for_each_query_head(states, query_BHTC.shape[1]) for states in (key_BGTC, value_BGTC))
+    return F.scaled_dot_product_attention(query_BHTC, key_BHTC, value_BHTC, mask.visible)
 
 
 def attend_range(query_BHMC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, bias_RMS: Tensor) -> Tensor:
@@ -147,11 +149,17 @@ def attend_range(query_BHMC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, bias_
     return mixed.view(query_BHMC.shape)
 
 
+def _for_each_query_head(states_BGTC: Tensor, heads: int) -> Tensor:
+    """Keys or values as often as query heads read them: (B, H, T, C)."""
+    groups = states_BGTC.shape[1]
+    return states_BGTC if groups == heads else states_BGTC.repeat_interleave(heads // groups, dim=1)
+
+
 def _attend_reference(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Mask) -> Tensor:
     with torch.autocast(query_BHTC.device.type, enabled=False):
-        repeats = query_BHTC.shape[1] // key_BGTC.shape[1]
-        key_BHTC = key_BGTC.float().repeat_interleave(repeats, dim=1)
-        value_BHTC = value_BGTC.float().repeat_interleave(repeats, dim=1)
+        heads = query_BHTC.shape[1]
+        key_BHTC = _for_each_query_head(key_BGTC.float(), heads)
+        value_BHTC = _for_each_query_head(value_BGTC.float(), heads)
         scores_BHTT = query_BHTC.float() @ key_BHTC.transpose(-1, -2) / math.sqrt(query_BHTC.shape[-1])
         visible_BTT = visible_dense(
             mask.length, window_bytes=mask.window_bytes, documents_BT=mask.documents_BT, device=query_BHTC.device

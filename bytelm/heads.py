@@ -10,7 +10,6 @@ its own pass, so that it gives the same bits whether or not the draft heads run.
 Shapes: B batch, T bytes (M rows of a decoding pass), D width, K prediction heads (k some of them), V vocabulary.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -78,7 +77,8 @@ class PredictionHeads(nn.Module):
             (B, T, k, V).
         """
         shared = self.window_pass(hidden_BTD, documents_BT)
-        return torch.stack([self.head_logits(head, hidden_BTD, shared) for head in self._wanted(heads)], dim=2)
+        wanted = range(self.count) if heads is None else heads
+        return torch.stack([self.head_logits(head, hidden_BTD, shared) for head in wanted], dim=2)
 
     def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
         """Leave the keys and values of all heads in the cache of a pass that reads a prompt."""
@@ -107,9 +107,6 @@ class PredictionHeads(nn.Module):
     def _cached_pass(self, hidden_BMD: Tensor, cache: KVCache) -> Pass | None:
         del hidden_BMD, cache
         return None
-
-    def _wanted(self, heads: Iterable[int] | None) -> Iterable[int]:
-        return range(self.count) if heads is None else heads
 
 
 class LinearHeads(PredictionHeads):

@@ -129,16 +129,17 @@ class WindowPass:
             cache: Empty, to be filled.
         """
         length, device = states_BT.shape[1], states_BT.device
+        cosine_TC, sine_TC = rotary_tables(torch.arange(length, device=device), config.head_channels, config.rope_base)
         if documents_BT is None:
-            positions_BT = torch.arange(length, device=device).unsqueeze(0)
+            rotary = Rotary(cosine_TC.view(1, length, 1, -1), sine_TC.view(1, length, 1, -1))
         else:
-            positions_BT = document_positions(documents_BT)
-        cosine_BTC, sine_BTC = rotary_tables(positions_BT, config.head_channels, config.rope_base)
+            positions_BT1 = document_positions(documents_BT).unsqueeze(2)
+            rotary = Rotary(cosine_TC[positions_BT1], sine_TC[positions_BT1])
         masks: dict[AttentionKind, Mask] = {
             kind: Mask.build(length, window_bytes=_window_bytes(config, kind), documents_BT=documents_BT, device=device)
             for kind in set(config.attention_pattern)
         }
-        return cls(Rotary(cosine_BTC.unsqueeze(2), sine_BTC.unsqueeze(2)), masks, cache)
+        return cls(rotary, masks, cache)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         """See ``Pass``."""
@@ -151,10 +152,8 @@ class WindowPass:
         """See ``Pass``; all rows of a window are wanted."""
         assert rows == ALL_ROWS
         self.remember(layer, key_BTGC, value_BTGC)
-        mask = self.masks[kind]
-        return attend(query_BTHC.transpose(1, 2), key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2), mask).transpose(
-            1, 2
-        )
+        query_BHTC, key_BGTC, value_BGTC = (states.transpose(1, 2) for states in (query_BTHC, key_BTGC, value_BTGC))
+        return attend(query_BHTC, key_BGTC, value_BGTC, self.masks[kind]).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
