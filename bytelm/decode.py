@@ -123,8 +123,8 @@ class Generation:
         steps: Passes of the trunk, those over the prompt not counted.
         elapsed_s: From the call to the last byte, prefill included.
         finish_reason: ``max_bytes``, ``stop``, ``end_of_document`` or ``interrupted``.
-        acceptance_by_head: For head k the share of its verified drafts that were right, which needs all heads before
-            it to be right too; 1 for head 0. None where nothing was verified. Length K.
+        proposed_by_head: Drafts of head k that were verified; for head 0 the steps. Length K.
+        accepted_by_head: How many of them were right, which needs all heads before it to be right too.
     """
 
     data: bytes
@@ -132,7 +132,8 @@ class Generation:
     steps: int
     elapsed_s: float
     finish_reason: FinishReason
-    acceptance_by_head: tuple[float | None, ...]
+    proposed_by_head: tuple[int, ...]
+    accepted_by_head: tuple[int, ...]
 
     @classmethod
     def of(
@@ -150,18 +151,20 @@ class Generation:
         if interrupted:
             finish_reason = "interrupted"
         assert finish_reason is not None, "only the last step finishes"
-        acceptance = [_ratio(len(steps), len(steps))]
-        for head in range(1, prediction_heads):
-            proposed = sum(step.proposed >= head for step in steps)
-            acceptance.append(_ratio(sum(step.accepted >= head for step in steps), proposed))
         return cls(
             data=b"".join(step.data for step in steps),
             heads=tuple(head for step in steps for head in step.heads),
             steps=len(steps),
             elapsed_s=elapsed_s,
             finish_reason=finish_reason,
-            acceptance_by_head=tuple(acceptance),
+            proposed_by_head=tuple(sum(step.proposed >= head for step in steps) for head in range(prediction_heads)),
+            accepted_by_head=tuple(sum(step.accepted >= head for step in steps) for head in range(prediction_heads)),
         )
+
+    @property
+    def acceptance_by_head(self) -> tuple[float | None, ...]:
+        """Share of each head's verified drafts that were right; 1 for head 0, None where nothing was verified."""
+        return acceptance_shares(self.proposed_by_head, self.accepted_by_head)
 
     @property
     def text(self) -> str:
@@ -404,5 +407,12 @@ class _Pass:
         return logits_1MKV[0].float().cpu().numpy()
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def acceptance_shares(proposed_by_head: Sequence[int], accepted_by_head: Sequence[int]) -> tuple[float | None, ...]:
+    """Share of each head's drafts that were accepted, None where nothing was proposed.
+
+    Example:
+        >>> acceptance_shares([4, 4, 0], [4, 1, 0])
+        (1.0, 0.25, None)
+    """
+    pairs = zip(proposed_by_head, accepted_by_head, strict=True)
+    return tuple(accepted / proposed if proposed else None for proposed, accepted in pairs)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bytelm.decode import GenerateSettings, decode_steps
+from bytelm.decode import GenerateSettings, acceptance_shares, generate
 from bytelm.errors import ConfigError, CorpusError
 from bytelm.model import ByteLM
 from bytelm.vocab import EOD
@@ -140,24 +140,19 @@ def acceptance(model: ByteLM, prompts: Iterable[bytes], *, context_bytes: int, m
         CorpusError: There is not one prompt.
     """
     settings = GenerateSettings(max_bytes=max_bytes)
-    heads = model.heads.count
-    proposed, accepted = [0] * heads, [0] * heads
-    generated = continued = 0
-    for prompt in prompts:
-        continued += 1
-        for step in decode_steps(model, prompt, settings, context_bytes=context_bytes):
-            generated += len(step.data)
-            for head in range(heads):
-                proposed[head] += step.proposed >= head
-                accepted[head] += step.accepted >= head
-    if continued == 0:
+    generations = [generate(model, prompt, settings, context_bytes=context_bytes) for prompt in prompts]
+    if not generations:
         raise CorpusError("there is no prompt to continue; choose another split or file")
+    proposed = [sum(counts) for counts in zip(*(one.proposed_by_head for one in generations), strict=True)]
+    accepted = [sum(counts) for counts in zip(*(one.accepted_by_head for one in generations), strict=True)]
+    generated_bytes = sum(len(one.data) for one in generations)
+    steps = sum(one.steps for one in generations)
     return Acceptance(
-        bytes_per_step=generated / proposed[0],
-        by_head=tuple(right / tried if tried else None for right, tried in zip(accepted, proposed, strict=True)),
-        generated_bytes=generated,
-        steps=proposed[0],
-        prompts=continued,
+        bytes_per_step=generated_bytes / steps,
+        by_head=acceptance_shares(proposed, accepted),
+        generated_bytes=generated_bytes,
+        steps=steps,
+        prompts=len(generations),
     )
 
 

@@ -10,6 +10,12 @@ from typing import Annotated
 import typer
 
 from bytelm.cli import console
+from bytelm.cli.evaluate import evaluate
+from bytelm.cli.generate import generate
+from bytelm.cli.ingest import ingest
+from bytelm.cli.quickstart import quickstart
+from bytelm.cli.report import report
+from bytelm.cli.train import train
 from bytelm.errors import BytelmError
 
 app = typer.Typer(
@@ -44,6 +50,14 @@ def _common(
         console.result(context.get_help())
 
 
+app.command()(quickstart)
+app.command()(ingest)
+app.command()(train)
+app.command()(generate)
+app.command("eval")(evaluate)
+app.command()(report)
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; every failure prints one line on stderr.
 
@@ -53,7 +67,11 @@ def run(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     try:
-        outcome = app(args=words, prog_name="bytelm", standalone_mode=False)
+        command = typer.main.get_command(app)  # not app(…), which would end on Ctrl-C without a word
+        with command.make_context("bytelm", list(words)) as context:
+            outcome = command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
     except typer.TyperException as error:
         console.fail(f"{getattr(error, 'format_message', error.__str__)()} (bytelm --help tells how it is used)")
         return console.EXIT_CALLER

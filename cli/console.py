@@ -40,7 +40,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def fail(message: str) -> None:
     """The one line of a failed command, on stderr."""
-    say(f"error: {' '.join(message.split())}")
+    say(f"error: {shown(' '.join(message.split()))}")
 
 
 def shown(text: str) -> str:

@@ -1,6 +1,5 @@
 """What a training looks like: a live dashboard on a terminal, a line now and then elsewhere; both on stderr."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -50,6 +49,10 @@ class TrainingView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the dashboard as it is and give the terminal back; lines may follow."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -143,13 +146,6 @@ class TrainingView:
             return "none yet"
         saved, at_s = self._saved
         return f"step {saved.step:,}, {duration(self._clock() - at_s)} ago"
-
-
-@contextlib.contextmanager
-def training_view() -> Iterator[TrainingView]:
-    """A view on stderr, closed at the end."""
-    with TrainingView() as view:
-        yield view
 
 
 def _beginning(started: "Started") -> str:

@@ -1,18 +1,14 @@
 """``bytelm train``: from a corpus to a run, and on from where a run was saved."""
 
-import contextlib
 import enum
-import os
 import shlex
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from bytelm.cli import console
+from bytelm.cli.interrupt import StopRequest
 from bytelm.cli.quantities import parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -20,7 +16,6 @@ if TYPE_CHECKING:
     from bytelm.train import Finished, Started
 
 _DEFAULT_PRESET: Final = "tiny"
-_STOPPING: Final = b"\nstopping after this step, and saving; once more to leave at once\n"
 
 
 class ResumeChoice(enum.StrEnum):
@@ -72,7 +67,7 @@ def train(
         return console.EXIT_OK
 
     from bytelm.checkpoint import checkpoints
-    from bytelm.cli.dashboard import training_view
+    from bytelm.cli.dashboard import TrainingView
     from bytelm.errors import ConfigError
     from bytelm.train import Finished, Started
     from bytelm.train import train as train_model
@@ -89,7 +84,7 @@ def train(
 
     started: Started | None = None
     finished: Finished | None = None
-    with training_view() as view, _stop_asked() as should_stop:
+    with TrainingView() as view, StopRequest() as should_stop:
         for event in train_model(config, corpus, out, resume=resume.value, should_stop=should_stop):
             view.show(event)
             if isinstance(event, Started):
@@ -135,27 +130,6 @@ def _resumed(run: Path, preset: str | None, changes: list[str], corpus: Path | N
     config, own_corpus = read_run(run)
     config = config.with_changes(changes) if preset is None else _config(preset, changes)
     return config, corpus or Path(own_corpus)
-
-
-@contextlib.contextmanager
-def _stop_asked() -> "Iterator[Callable[[], bool]]":
-    """Turn the first SIGINT or SIGTERM into a wish that can be asked for; the second interrupts at once."""
-    asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        os.write(2, _STOPPING)  # whatever the signal has interrupted, even a line that is just being printed
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _summary(started: "Started", finished: "Finished") -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""``bytelm quickstart``: the whole way, on the sample that ships with bytelm."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bytelm.cli import console
+from bytelm.cli.interrupt import StopRequest
+from bytelm.cli.quantities import parse_duration, size
+
+if TYPE_CHECKING:
+    from bytelm.decode import Generation
+    from bytelm.quickstart import CorpusReady
+    from bytelm.report import SideBySide
+
+_TRAINING_TIME: Final = "5m"
+_SHOWN_BYTES: Final = 160
+
+
+def quickstart(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for everything; one that is there is gone on with.")
+    ] = Path("quickstart"),
+    time_budget: Annotated[
+        str, typer.Option("--time-budget", metavar="TIME", help="Time to train: 90s, 5m, 1h.")
+    ] = _TRAINING_TIME,
+    steps: Annotated[int | None, typer.Option("--steps", help="Train for this many steps instead.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; again for more.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Bytes to generate for each prompt.")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> int:
+    """Ingest the shipped sample, train a small model of eight heads, decode with and without drafts, write a report.
+
+    Ctrl-C while it trains saves; the same command goes on.
+    """
+    from bytelm.cli.dashboard import TrainingView
+    from bytelm.config import RunConfig
+    from bytelm.quickstart import Compared, CorpusReady, Reported
+    from bytelm.quickstart import quickstart as run_quickstart
+    from bytelm.train import Finished, Validation
+
+    begin_s = time.monotonic()
+    budget = f"train.steps={steps}" if steps is not None else f"train.time_budget_s={parse_duration(time_budget)}"
+    config = RunConfig.build("tiny", [budget, *(changes or [])])
+    people = console.people()
+    view: TrainingView | None = None
+    validation: Validation | None = None
+    finished: Finished | None = None
+    reported: Reported | None = None
+    stop = StopRequest()
+    with contextlib.ExitStack() as training:
+        for event in run_quickstart(out, config, max_bytes=max_bytes, should_stop=stop):
+            match event:
+                case CorpusReady():
+                    console.say(_corpus_line(event))
+                    training.enter_context(stop)  # before and after it, Ctrl-C leaves at once: there is nothing to save
+                    view = training.enter_context(TrainingView(people))
+                case Compared():
+                    _show(people, event.comparison)
+                case Reported():
+                    reported = event
+                case _:
+                    assert view is not None
+                    view.show(event)
+                    if isinstance(event, Validation):
+                        validation = event
+                    elif isinstance(event, Finished):
+                        finished = event
+                        training.close()
+    assert finished is not None
+    if reported is None:
+        console.say(f"stopped at step {finished.step}, saved; the same command goes on")
+        return console.EXIT_INTERRUPTED
+    comparisons = reported.comparisons
+    if not as_json:
+        people.print(_table(comparisons))
+        console.say(_verdict(comparisons))
+        console.say(f"{time.monotonic() - begin_s:.0f} s in all; the report, curves and coloured samples:")
+        console.result(str(reported.page))
+        return console.EXIT_OK
+    bits = None if validation is None else validation.bits_per_byte_by_head
+    console.print_json(
+        _summary(comparisons)
+        | {
+            "run": str(reported.run),
+            "report": str(reported.page),
+            "step": finished.step,
+            "bytes_seen": finished.bytes_seen,
+            "bits_per_byte": None if bits is None else bits[0],
+            "bits_per_byte_by_head": bits,
+            "elapsed_s": round(time.monotonic() - begin_s, 3),
+        }
+    )
+    return console.EXIT_OK
+
+
+def _corpus_line(ready: "CorpusReady") -> str:
+    verb = "found" if ready.reused else "ingested"
+    ratio = ready.raw_bytes / ready.packed_bytes
+    return f"{verb} {ready.documents} documents, {size(ready.raw_bytes)}, packed {ratio:.2f} : 1, in {ready.corpus}"
+
+
+def _show(people: Console, comparison: "SideBySide") -> None:
+    """The beginning of one output, coloured by head."""
+    from bytelm.palette import head_colour
+    from bytelm.report import coloured_text
+
+    speculative = comparison.speculative
+    heads = len(speculative.proposed_by_head)
+    line = console.styled(comparison.prompt.decode(), "bold")
+    shown = speculative.data[:_SHOWN_BYTES], speculative.heads[:_SHOWN_BYTES]
+    for text, head in coloured_text(*shown):
+        line.append(console.shown(text), style=head_colour(head, heads))
+    people.print(line.append("…" if len(speculative.data) > _SHOWN_BYTES else ""))
+    people.print(Text(_facts(comparison), style="dim"))
+
+
+def _facts(comparison: "SideBySide") -> str:
+    speculative = comparison.speculative
+    equal = "the same bytes as plain decoding" if comparison.equal else "OTHER BYTES THAN PLAIN DECODING"
+    return (
+        f"{len(speculative.data)} bytes in {speculative.steps} steps, {speculative.bytes_per_step:.2f} bytes a step; "
+        f"{equal}"
+    )
+
+
+def _table(comparisons: "tuple[SideBySide, ...]") -> Table:
+    table = Table("prompt", box=None, padding=(0, 1))
+    for title in ("bytes a step", "speculative B/s", "plain B/s", "one-row B/s", "over plain", "over one-row", "bytes"):
+        table.add_column(title, justify="right")
+    for comparison in comparisons:
+        table.add_row(
+            console.styled(repr(comparison.prompt.decode())[1:-1], ""),
+            f"{comparison.speculative.bytes_per_step:.2f}",
+            f"{comparison.speculative.bytes_per_second:,.0f}",
+            f"{comparison.plain.bytes_per_second:,.0f}",
+            f"{comparison.one_row.bytes_per_second:,.0f}",
+            f"{comparison.speedup:.2f}×",
+            f"{comparison.speedup_over_one_row:.2f}×",
+            "equal" if comparison.equal else "DIFFERENT",
+        )
+    return table
+
+
+def _verdict(comparisons: "tuple[SideBySide, ...]") -> str:
+    summary = _summary(comparisons)
+    equal = "equal byte for byte" if summary["equal"] else "NOT EQUAL, which is a bug: please report it"
+    return (
+        f"speculative and plain output: {equal}; {summary['bytes_per_step']:.2f} bytes a step, "
+        f"{summary['speculative_over_plain']:.2f}× the speed of plain decoding, "
+        f"{summary['speculative_over_one_row_plain']:.2f}× that of plain decoding without padded rows"
+    )
+
+
+def _summary(comparisons: "tuple[SideBySide, ...]") -> dict[str, Any]:
+    from bytelm.report import acceptance_over
+
+    speculative = [comparison.speculative for comparison in comparisons]
+    rate = _rate(speculative)
+    return {
+        "equal": all(comparison.equal for comparison in comparisons),
+        "generated_bytes": sum(len(generation.data) for generation in speculative),
+        "bytes_per_step": sum(len(one.data) for one in speculative) / sum(one.steps for one in speculative),
+        "bytes_per_second": rate,
+        "speculative_over_plain": rate / _rate([comparison.plain for comparison in comparisons]),
+        "speculative_over_one_row_plain": rate / _rate([comparison.one_row for comparison in comparisons]),
+        "acceptance_by_head": acceptance_over(comparisons),
+    }
+
+
+def _rate(generations: "list[Generation]") -> float:
+    """Bytes per second over all of them."""
+    return sum(len(one.data) for one in generations) / sum(one.elapsed_s for one in generations)
