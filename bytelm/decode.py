@@ -236,7 +236,7 @@ def decode_steps(model: ByteLM, prompt: bytes, settings: GenerateSettings, *, co
         if finish_reason is not None:
             return
         ids += choices[: accepted + 1]
-        drafts = draft(trunk_pass.drafting(accepted), sampler, outlet.count + 1) if heads > 1 else []
+        drafts = draft(trunk_pass.drafting(accepted), sampler, outlet.count) if heads > 1 else []
         cache.advance(accepted + 1)
 
 

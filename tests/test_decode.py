@@ -226,6 +226,15 @@ def test_exact_ties_go_to_the_lowest_byte_and_are_all_accepted() -> None:
     assert result.acceptance_by_head == (1.0,) * HEADS
 
 
+def test_drafts_from_the_law_of_the_trunk_itself_are_all_accepted_when_sampled() -> None:
+    model = random_model("linear")
+    nn.init.zeros_(unembedding(model))
+    result = both(model, b"same law", max_bytes=25, temperature=1.0, top_p=0.9, seed=8)
+    assert len(set(result.data)) > 15
+    assert result.steps == 6
+    assert result.acceptance_by_head == (1.0,) * HEADS
+
+
 def test_every_greedy_byte_is_the_best_of_the_uncached_model_over_the_stated_context() -> None:
     model, prompt, context_bytes = random_model("linear"), b"so it begins", 48
     result = both(model, prompt, max_bytes=120, context_bytes=context_bytes)
