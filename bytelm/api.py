@@ -31,7 +31,8 @@ from bytelm.decode import (
     generate,
     slid_start,
 )
-from bytelm.errors import ConfigError, GenerationError
+from bytelm.device import choose_device
+from bytelm.errors import GenerationError
 from bytelm.model import ByteLM
 from bytelm.utf8 import InvalidBytes, TextDecoder
 from bytelm.vocab import EOD
@@ -159,23 +160,11 @@ def load(path: str | Path, *, device: str = "auto", precision: Precision = "auto
         CheckpointError: No checkpoint is there, or it is damaged.
         ConfigError: The device cannot be used here.
     """
-    place = _device(device)
+    place = choose_device(device)
     model, config = load_model(Path(path))
     if precision == "auto":
         precision = "bfloat16" if place.type == "cuda" else "float32"
     return LanguageModel(model.to(device=place, dtype=_DTYPES[precision]).eval(), config)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch that was built without a device asserts
-        cause = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here ({cause}); use auto or cpu") from error
-    return device
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -17,7 +17,8 @@ from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_ne
 from bytelm.config import PATH_OF_CONFIG, HeadsConfig, ModelConfig, RunConfig, TrainConfig
 from bytelm.data.loader import WindowLoader
 from bytelm.data.shards import Corpus
-from bytelm.errors import CheckpointError, ConfigError, StorageError
+from bytelm.device import choose_device
+from bytelm.errors import CheckpointError, StorageError
 from bytelm.evaluate import some_bytes
 from bytelm.files import refusals_named, write_file
 from bytelm.model import ByteLM
@@ -203,26 +204,6 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
         clock=Clock(elapsed_s),
         resumed_from=None if found is None else found.checkpoint,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a setting means.
-
-    Args:
-        name: torch's name for it, or ``auto``: CUDA where there is one, else the CPU.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch that was built without a device asserts
-        cause = str(error).splitlines()[0]
-        raise ConfigError(f"the device {name!r} cannot be used here ({cause}); use auto or cpu") from error
-    return device
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> PrecisionUsed:

@@ -252,14 +252,14 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #16191d; background: #fff; max-width: 60rem; margin: 2rem auto;
        padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.tiles { display: flex; flex-wrap: wrap; gap: .75rem; }
-.tiles div { border: 1px solid #d9dce1; border-radius: .5rem; padding: .6rem .9rem; flex: 1 1 9rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: .75rem; }
+.tiles div { border: 1px solid #d9dce1; border-radius: .5rem; padding: .6rem .9rem; }
 .tiles strong { display: block; font-size: 1.45rem; } .tiles span, .note { color: #5b626c; font-size: .87rem; }
 svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .87rem; } th, td { padding: .3rem .6rem; text-align: right; }
 th { border-bottom: 1px solid #9aa0a8; font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .87rem/1.5 ui-monospace, monospace; background: #f6f7f9;
+pre { white-space: break-spaces; overflow-wrap: anywhere; font: .87rem/1.5 ui-monospace, monospace; background: #f6f7f9;
       border-radius: .5rem; padding: .8rem; }
 .legend span { padding: .1rem .5rem; margin-right: .4rem; border-radius: .25rem; font-size: .82rem; }
 footer { margin: 2rem 0; color: #5b626c; font-size: .82rem; }

@@ -51,8 +51,8 @@ def evaluate(
     """
     tasks = _tasks(task)
     from bytelm.checkpoint import find_checkpoint, load_model
+    from bytelm.device import choose_device
     from bytelm.evaluate import acceptance, bits_per_byte, excerpts, some_bytes
-    from bytelm.job import choose_device
 
     checkpoint = find_checkpoint(run)
     model, config = load_model(checkpoint)

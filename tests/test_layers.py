@@ -24,7 +24,14 @@ ROWS: list[set[str]] = [
         "bytelm.cli.interrupt",
         "bytelm.cli.quantities",
     },
-    {"bytelm.config", "bytelm.run_log", "bytelm.data.sources", "bytelm.data.shards", "bytelm.kv_cache"},
+    {
+        "bytelm.config",
+        "bytelm.device",
+        "bytelm.run_log",
+        "bytelm.data.sources",
+        "bytelm.data.shards",
+        "bytelm.kv_cache",
+    },
     {
         "bytelm.attention",
         "bytelm.packing",
