@@ -168,7 +168,7 @@ def test_speculative_equals_plain_with_random_weights(family: HeadFamily) -> Non
 @pytest.mark.parametrize("family", FAMILIES)
 def test_speculative_equals_plain_where_most_drafts_are_accepted(family: HeadFamily) -> None:
     model = trained_model(family)
-    results = [both(model, prompt, max_bytes=20, **settings_of(index)) for index, prompt in enumerate(prompts(120, 2))]
+    results = [both(model, prompt, max_bytes=16, **settings_of(index)) for index, prompt in enumerate(prompts(100, 2))]
     assert sum(len(result.data) for result in results) / sum(result.steps for result in results) > 2.0
     assert {head for result in results for head in result.heads} == set(range(HEADS))
     assert {result.finish_reason for result in results} == {"max_bytes", "end_of_document"}

@@ -35,15 +35,6 @@ CONFIG = RunConfig.build(
         "heads.count=4",
     ],
 )
-# Any program that has the command: what a terminal runs, in a process of its own.
-PROGRAM = """
-import sys, typer
-from bytelm.cli import app
-from bytelm.cli.generate import generate
-if not any(command.name == "generate" for command in app.app.registered_commands):
-    app.app.command("generate")(generate)
-sys.exit(app.run(["generate", *sys.argv[1:]]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +68,7 @@ def command(*words: str | Path) -> int:
 
 def process(*words: str | Path) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", PROGRAM, *map(str, words)]
+    arguments = [sys.executable, "-m", "bytelm.cli", "generate", *map(str, words)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
