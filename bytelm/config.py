@@ -308,8 +308,17 @@ def _unknown_setting(place: str) -> str:
 
 
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    # About 1 M parameters: tests and the demo.
-    "tiny": {"train": {"steps": 1500}},
+    # About 1 M parameters: tests and the demo. In minutes on a CPU many small steps of short windows learn most.
+    "tiny": {
+        "data": {"window_bytes": 256},
+        "train": {
+            "learning_rate": 5e-3,
+            "warmup_fraction": 0.05,
+            "batch_windows": 4,
+            "steps": 3000,
+            "validate_every_steps": 500,
+        },
+    },
     # About 8 M.
     "nano": {
         "model": {
