@@ -9,7 +9,7 @@ demo: install
 	$(BIN)/bytelm quickstart
 
 test: install
-	$(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 test-slow: install
 	$(BIN)/pytest -m slow

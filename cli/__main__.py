@@ -1,5 +1,6 @@
 """``python -m bytelm.cli`` and the ``bytelm`` program."""
 
+import os
 import sys
 
 from bytelm.cli.app import run
@@ -7,6 +8,10 @@ from bytelm.cli.app import run
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    # Threads that wait for each other spin for milliseconds by default. On a machine that does anything else at the
+    # same time a training step then takes fifty times as long (docs/experiments.md, 2026-11-23).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.exit(run())
 
 
