@@ -47,7 +47,13 @@ def bits_per_byte_curves(validations: Sequence[dict[str, Any]]) -> str:
         axes.set_ylabel("bits per byte, held out")
         entries, labels = axes.get_legend_handles_labels()
         axes.legend(
-            entries[::-1], labels[::-1], title="head", loc="upper right", ncols=2 if heads > 8 else 1, frameon=False
+            entries[::-1],
+            labels[::-1],
+            title="head",
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=-(-heads // 16),
+            frameon=False,
         )
         return _svg(figure)
 

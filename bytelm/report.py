@@ -142,7 +142,7 @@ def _page(
     if comparisons:
         generated = sum(len(comparison.speculative.data) for comparison in comparisons)
         passes = sum(comparison.speculative.steps for comparison in comparisons)
-        speedup = statistics.median(comparison.speedup for comparison in comparisons)
+        speedup = rate_over([c.speculative for c in comparisons]) / rate_over([c.plain for c in comparisons])
         facts.append((f"{generated / max(passes, 1):.2f}", "bytes a decoding step, self-speculative"))
         facts.append((f"{speedup:.2f}×", "the speed of plain decoding, same bytes"))
         shares = acceptance_over(comparisons)
@@ -162,6 +162,11 @@ def acceptance_over(comparisons: Sequence[SideBySide]) -> tuple[float | None, ..
     proposed = [sum(counts) for counts in zip(*(one.proposed_by_head for one in speculative), strict=True)]
     accepted = [sum(counts) for counts in zip(*(one.accepted_by_head for one in speculative), strict=True)]
     return acceptance_shares(proposed, accepted)
+
+
+def rate_over(generations: Sequence[Generation]) -> float:
+    """Bytes per second over several generations: all bytes over all seconds."""
+    return sum(len(one.data) for one in generations) / sum(one.elapsed_s for one in generations)
 
 
 def _tiles(facts: Sequence[tuple[str, str]]) -> str:

@@ -59,7 +59,8 @@ class TrainingView:
 
     def say(self, line: str, style: str = "") -> None:
         """A line that stays, above the dashboard where there is one."""
-        self._console.print(console.styled(line, style))
+        # A line that a program reads is not folded at a width that nobody sees.
+        self._console.print(console.styled(line, style), soft_wrap=not self._console.is_terminal)
 
     def show(self, event: "Event") -> None:
         """Take the next record."""

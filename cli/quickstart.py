@@ -15,12 +15,11 @@ from bytelm.cli.interrupt import StopRequest
 from bytelm.cli.quantities import parse_duration, size
 
 if TYPE_CHECKING:
-    from bytelm.decode import Generation
     from bytelm.quickstart import CorpusReady
     from bytelm.report import SideBySide
 
 _TRAINING_TIME: Final = "5m"
-_SHOWN_BYTES: Final = 160
+_SHOWN_BYTES: Final = 120
 
 
 def quickstart(
@@ -109,18 +108,18 @@ def _corpus_line(ready: "CorpusReady") -> str:
 
 
 def _show(people: Console, comparison: "SideBySide") -> None:
-    """The beginning of one output, coloured by head."""
+    """The beginning of both outputs, the speculative one coloured by head."""
     from bytelm.palette import head_colour
     from bytelm.report import coloured_text
 
-    speculative = comparison.speculative
+    plain, speculative = comparison.plain, comparison.speculative
     heads = len(speculative.proposed_by_head)
-    line = console.styled(comparison.prompt.decode(), "bold")
-    shown = speculative.data[:_SHOWN_BYTES], speculative.heads[:_SHOWN_BYTES]
-    for text, head in coloured_text(*shown):
-        line.append(console.shown(text), style=head_colour(head, heads))
-    people.print(line.append("…" if len(speculative.data) > _SHOWN_BYTES else ""))
-    people.print(Text(_facts(comparison), style="dim"))
+    for name, generation in (("plain", plain), ("speculative", speculative)):
+        line = console.styled(f"{name}: ", "dim").append(console.shown(comparison.prompt.decode()), style="bold")
+        for text, head in coloured_text(generation.data[:_SHOWN_BYTES], generation.heads[:_SHOWN_BYTES]):
+            line.append(console.shown(text), style=head_colour(head, heads) if generation is speculative else "")
+        people.print(line.append("…" if len(generation.data) > _SHOWN_BYTES else ""))
+    people.print(Text(f"{_facts(comparison)}\n", style="dim"))
 
 
 def _facts(comparison: "SideBySide") -> str:
@@ -133,18 +132,16 @@ def _facts(comparison: "SideBySide") -> str:
 
 
 def _table(comparisons: "tuple[SideBySide, ...]") -> Table:
-    table = Table("prompt", box=None, padding=(0, 1))
-    for title in ("bytes a step", "speculative B/s", "plain B/s", "one-row B/s", "over plain", "over one-row", "bytes"):
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis", max_width=26)
+    for title in ("bytes a step", "speculative", "plain", "one-row plain", "bytes"):
         table.add_column(title, justify="right")
     for comparison in comparisons:
+        generations = (comparison.speculative, comparison.plain, comparison.one_row)
         table.add_row(
             console.styled(repr(comparison.prompt.decode())[1:-1], ""),
             f"{comparison.speculative.bytes_per_step:.2f}",
-            f"{comparison.speculative.bytes_per_second:,.0f}",
-            f"{comparison.plain.bytes_per_second:,.0f}",
-            f"{comparison.one_row.bytes_per_second:,.0f}",
-            f"{comparison.speedup:.2f}×",
-            f"{comparison.speedup_over_one_row:.2f}×",
+            *(f"{generation.bytes_per_second:,.0f} B/s" for generation in generations),
             "equal" if comparison.equal else "DIFFERENT",
         )
     return table
@@ -161,21 +158,16 @@ def _verdict(comparisons: "tuple[SideBySide, ...]") -> str:
 
 
 def _summary(comparisons: "tuple[SideBySide, ...]") -> dict[str, Any]:
-    from bytelm.report import acceptance_over
+    from bytelm.report import acceptance_over, rate_over
 
     speculative = [comparison.speculative for comparison in comparisons]
-    rate = _rate(speculative)
+    rate = rate_over(speculative)
     return {
         "equal": all(comparison.equal for comparison in comparisons),
         "generated_bytes": sum(len(generation.data) for generation in speculative),
         "bytes_per_step": sum(len(one.data) for one in speculative) / sum(one.steps for one in speculative),
         "bytes_per_second": rate,
-        "speculative_over_plain": rate / _rate([comparison.plain for comparison in comparisons]),
-        "speculative_over_one_row_plain": rate / _rate([comparison.one_row for comparison in comparisons]),
+        "speculative_over_plain": rate / rate_over([comparison.plain for comparison in comparisons]),
+        "speculative_over_one_row_plain": rate / rate_over([comparison.one_row for comparison in comparisons]),
         "acceptance_by_head": acceptance_over(comparisons),
     }
-
-
-def _rate(generations: "list[Generation]") -> float:
-    """Bytes per second over all of them."""
-    return sum(len(one.data) for one in generations) / sum(one.elapsed_s for one in generations)
