@@ -126,7 +126,7 @@ class TrainConfig(_Section):
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     validate_every_steps: int = Field(default=200, ge=1, description="steps between two validations")
     validation_bytes: int = Field(
-        default=65_536, ge=1, description="bytes scored in one validation, always the same ones"
+        default=81_920, ge=1, description="bytes scored in one validation, always the same ones"
     )
     save_every_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
