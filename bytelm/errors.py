@@ -6,6 +6,7 @@
     ├── CorpusError            a corpus that is missing, empty, too short or not the expected one
     │   └── ShardError         a shard whose bytes are damaged, truncated or of an unknown version
     ├── CheckpointError        a run or checkpoint that is missing, damaged or belongs elsewhere
+    ├── TrainingError          a run whose loss or gradient is no longer finite
     ├── GenerationError        a request to the decoder that it cannot honour
     └── StorageError           a disk that refuses a write: full, read-only, over quota
 
@@ -36,6 +37,10 @@ class ShardError(CorpusError):
 
 class CheckpointError(BytelmError):
     """A run or checkpoint is missing, damaged or belongs to something else."""
+
+
+class TrainingError(BytelmError):
+    """A run cannot go on: its loss or gradient is no longer finite."""
 
 
 class GenerationError(BytelmError):

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from bytelm.config import RunConfig
-from bytelm.errors import ConfigError
+from bytelm.errors import TrainingError
 from bytelm.evaluate import bits_per_byte
 from bytelm.job import Job, Meter, PrecisionUsed, Resume, open_job
 from bytelm.loss import multi_byte_loss
@@ -135,8 +135,8 @@ def train(
         ``Started``, then ``Progress``, ``Validation`` and ``Saved`` as they happen, then ``Finished``.
 
     Raises:
-        ConfigError: No budget, a device that is not there, settings that the run cannot take up, or a loss or
-            gradient that is not finite.
+        ConfigError: No budget, a device that is not there, or settings that the run cannot take up.
+        TrainingError: The loss or the gradient is not finite; the step was refused.
         CorpusError: The corpus is missing, damaged or shorter than one window.
         CheckpointError: All checkpoints are damaged, or they and ``resume``, settings or corpus do not fit together.
         StorageError: The disk refuses; checkpoints that were saved before are whole.
@@ -221,7 +221,7 @@ def learn(job: Job, micro_batches: list[PackedBatch], rate: float) -> Learnt:
     """One step of the optimizer, as if its micro-batches were one batch.
 
     Raises:
-        ConfigError: The loss or the gradient is not finite; no weight has changed.
+        TrainingError: The loss or the gradient is not finite; no weight has changed.
     """
     count_K = torch.stack([batch.valid_BTK.sum((0, 1)) for batch in micro_batches]).sum(0)
     job.optimizer.zero_grad()
@@ -305,11 +305,11 @@ def _record(kind: str, event: Progress | Validation) -> dict[str, Any]:
     return {"kind": kind, "bits_per_byte": event.bits_per_byte_by_head[0], **asdict(event)}
 
 
-def _diverged(job: Job, learnt: Learnt) -> ConfigError:
+def _diverged(job: Job, learnt: Learnt) -> TrainingError:
     what = "gradient" if math.isfinite(learnt.loss) else "loss"
     saved = job.state.checkpoint
     remedy = "start again" if saved is None else f"go on from {saved} with --resume auto"
-    return ConfigError(
+    return TrainingError(
         f"step {job.state.step + 1}: the {what} is not finite at learning rate {learnt.learning_rate:.3g}; the update "
         f"was refused and training stopped; {remedy} and a lower train.learning_rate"
     )

@@ -53,7 +53,7 @@ def generate(
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Write the exact bytes, control characters too.")] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; default: torch's choice.")
+        int | None, typer.Option("--threads", min=1, help="CPU threads; default: one for a small model.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="torch device; auto takes CUDA where there is one.")] = "auto",
     precision: Annotated[
@@ -78,6 +78,7 @@ def generate(
 
     from bytelm.api import load
     from bytelm.decode import GenerateSettings, Generation, decode_steps
+    from bytelm.device import choose_decoding_threads
 
     settings = GenerateSettings(
         max_bytes=max_bytes,
@@ -90,9 +91,8 @@ def generate(
         stop=tuple(os.fsencode(string) for string in stop or ()),
         exact=exact,
     )
-    if threads is not None:
-        torch.set_num_threads(threads)
     model = load(run, device=device, precision=precision)
+    torch.set_num_threads(threads or choose_decoding_threads(model.model.parameter_counts()["total"]))
     heads = model.model.heads.count
     for note in _notes(model, prompt_data, settings):
         console.say(note)

@@ -40,16 +40,20 @@ def quickstart(
 
     Ctrl-C while it trains saves; the same command goes on.
     """
+    import torch
+
     from bytelm.cli.dashboard import TrainingView
     from bytelm.config import RunConfig
+    from bytelm.device import choose_decoding_threads
     from bytelm.quickstart import Compared, CorpusReady, Reported
     from bytelm.quickstart import quickstart as run_quickstart
-    from bytelm.train import Finished, Validation
+    from bytelm.train import Finished, Started, Validation
 
     begin_s = time.monotonic()
     budget = f"train.steps={steps}" if steps is not None else f"train.time_budget_s={parse_duration(time_budget)}"
     config = RunConfig.build("tiny", [budget, *(changes or [])])
     people = console.people()
+    parameters = 0
     view: TrainingView | None = None
     validation: Validation | None = None
     finished: Finished | None = None
@@ -69,11 +73,14 @@ def quickstart(
                 case _:
                     assert view is not None
                     view.show(event)
-                    if isinstance(event, Validation):
+                    if isinstance(event, Started):
+                        parameters = event.parameters
+                    elif isinstance(event, Validation):
                         validation = event
                     elif isinstance(event, Finished):
                         finished = event
                         training.close()
+                        torch.set_num_threads(choose_decoding_threads(parameters))
     assert finished is not None
     if reported is None:
         console.say(f"stopped at step {finished.step}, saved; the same command goes on")

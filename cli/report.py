@@ -21,12 +21,16 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Write RUN/report.html: curves of every head, acceptance, decoding speed, samples coloured by head."""
+    import torch
+
     from bytelm.checkpoint import load_model
+    from bytelm.device import choose_decoding_threads
     from bytelm.report import acceptance_over, side_by_side, write_report
 
     comparisons = []
     if max_bytes:
         model, config = load_model(run)
+        torch.set_num_threads(choose_decoding_threads(model.parameter_counts()["total"]))
         for prompt in prompts or [""]:
             comparisons.append(
                 side_by_side(model, os.fsencode(prompt), max_bytes=max_bytes, context_bytes=config.data.window_bytes)

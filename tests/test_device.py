@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bytelm.device import choose_device
+from bytelm.device import choose_decoding_threads, choose_device
 from bytelm.errors import ConfigError
 
 
@@ -16,3 +16,8 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be used here") as caught:
         choose_device(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_small_model_decodes_on_one_thread_and_a_large_one_on_all() -> None:
+    assert choose_decoding_threads(1_000_000) == 1
+    assert choose_decoding_threads(1_000_000_000) == torch.get_num_threads()

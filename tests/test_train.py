@@ -14,7 +14,7 @@ from bytelm.checkpoint import checkpoints, load_model, load_snapshot, save_check
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
-from bytelm.errors import CheckpointError, ConfigError, CorpusError, StorageError
+from bytelm.errors import CheckpointError, ConfigError, CorpusError, StorageError, TrainingError
 from bytelm.evaluate import bits_per_byte
 from bytelm.optim import learning_rate
 from bytelm.run_log import read_log
@@ -348,7 +348,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_weight_is_touched(corpus: Path
     snapshot.model["heads.unembedding.weight"].fill_(3e38)  # any product with it overflows
     save_checkpoint(run, snapshot, keep=2)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=r"step 5: the loss is not finite .* lower train\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 5: the loss is not finite .* lower train\.learning_rate"):
         trained(config, corpus, run, resume="auto")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
