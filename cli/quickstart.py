@@ -140,9 +140,9 @@ def _facts(comparison: "SideBySide") -> str:
 
 def _table(comparisons: "tuple[SideBySide, ...]") -> Table:
     table = Table(box=None, padding=(0, 1))
-    table.add_column("prompt", no_wrap=True, overflow="ellipsis", max_width=26)
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis", max_width=24)
     for title in ("bytes a step", "speculative", "plain", "one-row plain", "bytes"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for comparison in comparisons:
         generations = (comparison.speculative, comparison.plain, comparison.one_row)
         table.add_row(
