@@ -174,6 +174,14 @@ def test_speculative_equals_plain_where_most_drafts_are_accepted(family: HeadFam
     assert {result.finish_reason for result in results} == {"max_bytes", "end_of_document"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_speculative_equals_plain_on_long_continuations(family: HeadFamily) -> None:
+    model = trained_model(family)
+    for index, prompt in enumerate(prompts(300, 3)):
+        both(model, prompt, max_bytes=100, **settings_of(index))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_damaged_draft_heads_cost_steps_and_change_no_byte(family: HeadFamily) -> None:
     model = trained_model(family)
