@@ -10,6 +10,7 @@ its own pass, so that it gives the same bits whether or not the draft heads run.
 Shapes: B batch, T bytes (M rows of a decoding pass), D width, K prediction heads (k some of them), V vocabulary.
 """
 
+import abc
 from typing import Final
 
 import torch
@@ -22,7 +23,7 @@ from bytelm.layers import ALL_ROWS, Block, CachedPass, Linear, Pass, RMSNorm, Wi
 from bytelm.vocab import VOCABULARY_SIZE
 
 
-class PredictionHeads(nn.Module):
+class PredictionHeads(nn.Module, abc.ABC):
     """K heads over one trunk, the final norm and the unembedding included.
 
     Args:
@@ -46,6 +47,7 @@ class PredictionHeads(nn.Module):
         self.count = count
         self.norm = RMSNorm(model.d_model, model.norm_epsilon)
 
+    @abc.abstractmethod
     def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
         """Logits of one head.
 
@@ -58,7 +60,7 @@ class PredictionHeads(nn.Module):
         Returns:
             (B, rows, V): [b, t, v] scores id v as byte t + 1 + head.
         """
-        raise NotImplementedError
+        ...
 
     def window_pass(self, hidden_BTD: Tensor, documents_BT: Tensor | None) -> Pass | None:
         """What ``head_logits`` needs of a window, made once for all heads; None in a family without attention."""
