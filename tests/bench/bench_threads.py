@@ -55,9 +55,9 @@ def measure(threads: int) -> dict[str, float]:
         steps += 1
     found = {"train": 1e3 * (time.perf_counter() - begin) / steps}
     for name, settings in {
-        "one row": GenerateSettings(max_bytes=100, temperature=1.0, draft="none", exact="off"),
-        "padded": GenerateSettings(max_bytes=100, temperature=1.0, draft="none"),
-        "heads": GenerateSettings(max_bytes=100, temperature=1.0),
+        "one row": GenerateSettings(max_bytes=40, temperature=1.0, draft="none", exact="off"),
+        "padded": GenerateSettings(max_bytes=40, temperature=1.0, draft="none"),
+        "heads": GenerateSettings(max_bytes=40, temperature=1.0),
     }.items():
         times = []
         for _ in range(3):
