@@ -47,7 +47,8 @@ def quickstart(
     from bytelm.device import choose_decoding_threads
     from bytelm.quickstart import Compared, CorpusReady, Reported
     from bytelm.quickstart import quickstart as run_quickstart
-    from bytelm.train import Finished, Started, Validation
+    from bytelm.run_log import read_log
+    from bytelm.train import Finished, Started
 
     begin_s = time.monotonic()
     budget = f"train.steps={steps}" if steps is not None else f"train.time_budget_s={parse_duration(time_budget)}"
@@ -55,7 +56,6 @@ def quickstart(
     people = console.people()
     parameters = 0
     view: TrainingView | None = None
-    validation: Validation | None = None
     finished: Finished | None = None
     reported: Reported | None = None
     stop = StopRequest()
@@ -75,8 +75,6 @@ def quickstart(
                     view.show(event)
                     if isinstance(event, Started):
                         parameters = event.parameters
-                    elif isinstance(event, Validation):
-                        validation = event
                     elif isinstance(event, Finished):
                         finished = event
                         training.close()
@@ -92,7 +90,7 @@ def quickstart(
         console.say(f"{time.monotonic() - begin_s:.0f} s in all; the report, curves and coloured samples:")
         console.result(str(reported.page))
         return console.EXIT_OK
-    bits = None if validation is None else validation.bits_per_byte_by_head
+    validation = next(record for record in reversed(read_log(reported.run)) if record["kind"] == "validation")
     console.print_json(
         _summary(comparisons)
         | {
@@ -100,8 +98,8 @@ def quickstart(
             "report": str(reported.page),
             "step": finished.step,
             "bytes_seen": finished.bytes_seen,
-            "bits_per_byte": None if bits is None else bits[0],
-            "bits_per_byte_by_head": bits,
+            "bits_per_byte": validation["bits_per_byte"],
+            "bits_per_byte_by_head": validation["bits_per_byte_by_head"],
             "elapsed_s": round(time.monotonic() - begin_s, 3),
         }
     )

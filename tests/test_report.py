@@ -104,8 +104,8 @@ def test_what_a_model_says_is_text_and_never_markup(run: Path) -> None:
 
 def test_bytes_that_differ_are_said_to_differ(run: Path) -> None:
     assert not comparison(b"ab", plain=b"ax").equal
-    assert "different" in write_report(run, [comparison(b"ab", plain=b"ax")]).read_text(encoding="utf-8")
-    assert "different" not in write_report(run, [comparison(b"ab")]).read_text(encoding="utf-8")
+    assert "<b>different</b>" in write_report(run, [comparison(b"ab", plain=b"ax")]).read_text(encoding="utf-8")
+    assert "<b>different</b>" not in write_report(run, [comparison(b"ab")]).read_text(encoding="utf-8")
 
 
 def test_acceptance_is_summed_over_decodings() -> None:
