@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from bytelm import figures
 from bytelm.config import PATH_OF_CONFIG
-from bytelm.decode import GenerateSettings, Generation, acceptance_shares, generate
+from bytelm.decode import Draft, Exactness, GenerateSettings, Generation, acceptance_shares, generate
 from bytelm.errors import CheckpointError
 from bytelm.files import write_file
 from bytelm.model import ByteLM
@@ -62,11 +62,11 @@ def side_by_side(model: ByteLM, prompt: bytes, *, max_bytes: int, context_bytes:
         context_bytes: Context of the model, its training window.
     """
 
-    def decoded(draft: Literal["heads", "none"], exact: Literal["padded", "off"]) -> Generation:
-        settings = GenerateSettings(max_bytes=max_bytes, draft=draft, exact=exact)
+    def decoded(draft: Draft, exact: Exactness, most_bytes: int = max_bytes) -> Generation:
+        settings = GenerateSettings(max_bytes=most_bytes, draft=draft, exact=exact)
         return generate(model, prompt, settings, context_bytes=context_bytes)
 
-    decoded("heads", "padded")  # the first passes of a process pay for allocations
+    decoded("heads", "padded", 8)  # the first passes of a process pay for allocations
     return SideBySide(
         prompt=prompt,
         plain=decoded("none", "padded"),
