@@ -24,6 +24,7 @@ ROWS: list[set[str]] = [
         "bytelm.cli.interrupt",
         "bytelm.cli.quantities",
     },
+    {"bytelm.data.storage"},
     {
         "bytelm.config",
         "bytelm.device",

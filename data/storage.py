@@ -1,0 +1,364 @@
+"""Where a corpus lies: a folder of this machine, or one behind an fsspec address, with the same few operations.
+
+A local file is written beside its place, flushed and renamed over it; an object store puts an object whole by itself.
+So a reader sees the old file or the new one, never a part of one, and a folder needs no more than the six operations
+of ``Folder``. What a network breaks is tried again, with a pause that doubles; what it refuses is not.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from bytelm.errors import ConfigError, StorageError
+from bytelm.files import flush_folder, refusals_named, write_file
+
+_Result = TypeVar("_Result")
+
+PAUSES_S: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""How long to wait after the first, second, … failure of a remote operation; the one after the last is final."""
+
+_SCHEME: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "tos", "http", "https"}
+_FINAL: Final = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_FOREIGN: Final = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
+"""What the libraries behind fsspec raise that is no ``OSError``, by the module that must be loaded for it."""
+
+
+class Folder(ABC):
+    """The files of one folder, by name; names may hold slashes. Picklable, and cheap to make anew."""
+
+    address: str
+    """How a person would write it."""
+    local: Path | None
+    """Its path, if it is a folder of this machine."""
+    is_shared: bool
+    """Another process sees the same files."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            OSError: It cannot be read.
+        """
+
+    @abstractmethod
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Some bytes of a file; fewer where it ends before ``offset + length``.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            OSError: It cannot be read.
+        """
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            OSError: The folder cannot be read.
+        """
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        try:
+            self.size(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    @abstractmethod
+    def names(self, prefix: str = "") -> list[str]:
+        """Every file whose name begins with ``prefix``, those in folders below too, sorted; none if nothing is there.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all, over what was there, and make the folders that it needs.
+
+        Raises:
+            StorageError: The disk or the server refuses.
+        """
+
+    @abstractmethod
+    def put(self, file: Path, name: str) -> None:
+        """Move a complete local file here, over what was there.
+
+        Args:
+            file: Of the same disk, if this folder is local.
+            name: Where it goes.
+
+        Raises:
+            StorageError: The disk or the server refuses.
+        """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            StorageError: The disk or the server refuses.
+        """
+
+
+def folder_at(address: str | Path) -> Folder:
+    """The folder that a path or an address (``s3://bucket/corpus``, ``memory://x``) names; it need not exist.
+
+    Raises:
+        ConfigError: The scheme is unknown, or needs a package that is not installed.
+    """
+    found = None if isinstance(address, Path) else _SCHEME.fullmatch(address)
+    if found is None:
+        return LocalFolder(Path(address))
+    if found["scheme"].lower() in ("file", "local"):
+        return LocalFolder(Path(found["rest"]))
+    folder = RemoteFolder(str(address))
+    file_system_of(folder.address)
+    return folder
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is for fsspec; everything else is a path, ``file://`` too."""
+    found = _SCHEME.fullmatch(address)
+    return found is not None and found["scheme"].lower() not in ("file", "local")
+
+
+class LocalFolder(Folder):
+    """A folder of this machine, or one that its kernel makes look so.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.address = str(path)
+        self.local = path
+        self.is_shared = True
+        self._path = path
+
+    def read(self, name: str) -> bytes:
+        """See ``Folder``."""
+        return (self._path / name).read_bytes()
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """See ``Folder``."""
+        descriptor = os.open(self._path / name, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
+
+    def size(self, name: str) -> int:
+        """See ``Folder``."""
+        return (self._path / name).stat().st_size
+
+    def names(self, prefix: str = "") -> list[str]:
+        """See ``Folder``."""
+        below = self._path / prefix.rpartition("/")[0]
+        walk = os.walk(below, onerror=_unless_missing)
+        found = [str((Path(folder) / file).relative_to(self._path)) for folder, _, files in walk for file in files]
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def write(self, name: str, content: bytes) -> None:
+        """See ``Folder``."""
+        place = self._path / name
+        with refusals_named(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        write_file(place, content)
+
+    def put(self, file: Path, name: str) -> None:
+        """See ``Folder``."""
+        place = self._path / name
+        with refusals_named(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _flush_file(file)
+            file.replace(place)
+            flush_folder(place.parent)
+
+    def remove(self, name: str) -> None:
+        """See ``Folder``."""
+        with refusals_named(self._path / name):
+            (self._path / name).unlink(missing_ok=True)
+
+
+class RemoteFolder(Folder):
+    """A folder behind an fsspec address.
+
+    Args:
+        address: It.
+        pauses_s: How long to wait before each new try of an operation that has failed.
+    """
+
+    def __init__(self, address: str, pauses_s: Sequence[float] = PAUSES_S) -> None:
+        self.address = address
+        self.local = None
+        self.is_shared = not address.startswith("memory:")
+        self._pauses_s = tuple(pauses_s)
+
+    def read(self, name: str) -> bytes:
+        """See ``Folder``."""
+        return self._try(lambda files, root: files.cat_file(f"{root}/{name}"))
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """See ``Folder``."""
+        content = self._try(lambda files, root: files.cat_file(f"{root}/{name}", start=offset, end=offset + length))
+        if len(content) > length:
+            raise OSError(f"{self.address}/{name}: the server cannot send a part of a file")
+        return content
+
+    def size(self, name: str) -> int:
+        """See ``Folder``."""
+        found = self._try(lambda files, root: files.info(f"{root}/{name}"))
+        if found["type"] != "file":
+            raise FileNotFoundError(f"{self.address}/{name}")
+        return found["size"]
+
+    def names(self, prefix: str = "") -> list[str]:
+        """See ``Folder``."""
+        below = prefix.rpartition("/")[0]
+
+        def find(files: Any, root: str) -> list[str]:
+            try:
+                return [path[len(root) + 1 :] for path in files.find(f"{root}/{below}" if below else root)]
+            except FileNotFoundError:
+                return []
+
+        return sorted(name for name in self._try(find) if name.startswith(prefix))
+
+    def write(self, name: str, content: bytes) -> None:
+        """See ``Folder``."""
+
+        def put(files: Any, root: str) -> None:
+            self._make_folders(files, f"{root}/{name}")
+            files.pipe_file(f"{root}/{name}", content)
+
+        self._change(name, put)
+
+    def put(self, file: Path, name: str) -> None:
+        """See ``Folder``."""
+
+        def put(files: Any, root: str) -> None:
+            self._make_folders(files, f"{root}/{name}")
+            files.put_file(str(file), f"{root}/{name}")
+
+        self._change(name, put)
+        file.unlink()
+
+    def remove(self, name: str) -> None:
+        """See ``Folder``."""
+
+        def remove(files: Any, root: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                files.rm_file(f"{root}/{name}")
+
+        self._change(name, remove)
+
+    def _make_folders(self, files: Any, path: str) -> None:
+        # An object store has none, and would make a bucket out of a misspelt name.
+        if self.address.partition("://")[0].lower() not in _OBJECT_STORES:
+            files.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+    def _try(self, work: Callable[[Any, str], _Result]) -> _Result:
+        def once() -> _Result:
+            files, root = file_system_of(self.address)
+            files.invalidate_cache()  # what others have written since counts
+            return work(files, root.rstrip("/"))
+
+        return retried(once, self._pauses_s)
+
+    def _change(self, name: str, work: Callable[[Any, str], None]) -> None:
+        try:
+            self._try(work)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.address}/{name}: {_cause(error)}; "
+                "check the address, the permissions and the network, then run the same command again"
+            ) from error
+
+
+def file_system_of(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address (one for each process and kind of address), and the path within it.
+
+    Raises:
+        ConfigError: The scheme is unknown, or needs a package that is not installed.
+    """
+    scheme = address.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(address)
+    except ImportError as error:
+        extra = "s3" if scheme in ("s3", "s3a") else "remote"
+        remedy = f"pip install 'bytelm[{extra}]'" if scheme in ("s3", "s3a", "http", "https") else str(error)
+        raise ConfigError(f"{address} needs a package that is not installed: {remedy}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{address} names no storage that fsspec knows: {error}; check the part before ://"
+        ) from error
+
+
+def retried(work: Callable[[], _Result], pauses_s: Sequence[float] = PAUSES_S) -> _Result:
+    """Do remote work, again after each pause where it fails; what every file system calls final is not tried again.
+
+    Returns:
+        What the work gave.
+
+    Raises:
+        OSError: What the last try raised; errors of the libraries behind fsspec are turned into one.
+    """
+    for pause_s in (*pauses_s, None):
+        try:
+            return work()
+        except _FINAL:
+            raise
+        except remote_errors() as error:
+            if pause_s is None or type(error).__name__ == "NoCredentialsError":
+                raise error if isinstance(error, OSError) else OSError(_cause(error)) from error
+        time.sleep(pause_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def remote_errors() -> tuple[type[Exception], ...]:
+    """What can be raised when storage is reached through a network: ``OSError`` and what its libraries add."""
+    found = (getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN)
+    return (OSError, *(error for error in found if error is not None))
+
+
+def _cause(error: Exception) -> str:
+    said = (getattr(error, "strerror", None) or str(error)).strip()
+    return " ".join(said.split()) or type(error).__name__
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _flush_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
