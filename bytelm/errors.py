@@ -2,7 +2,7 @@
 
     BytelmError                the command line prints its one line and exits 2
     ├── ConfigError            a setting that is unknown, impossible or contradicts another
-    ├── SourceError            a file or folder to ingest that is missing or cannot be read
+    ├── SourceError            a source to ingest that is missing, cannot be read or is damaged
     ├── CorpusError            a corpus that is missing, empty, too short or not the expected one
     │   └── ShardError         a shard whose bytes are damaged, truncated or of an unknown version
     ├── CheckpointError        a run or checkpoint that is missing, damaged or belongs elsewhere
@@ -14,6 +14,8 @@ A message says what was wrong, what was found and what to do, in one line. What 
 wrong is an ``assert``, never one of these.
 """
 
+from typing import Literal
+
 
 class BytelmError(Exception):
     """Root of all errors that a caller can cause."""
@@ -24,7 +26,16 @@ class ConfigError(BytelmError):
 
 
 class SourceError(BytelmError):
-    """A file or folder to ingest is missing or cannot be read."""
+    """A source to ingest is missing, cannot be read, or does not hold what it should.
+
+    Attributes:
+        reason: ``unreadable``: the system or the other side refuses; ``damaged``: its bytes are not what its form
+            promises; ``no_field``: a table without the column.
+    """
+
+    def __init__(self, message: str, *, reason: Literal["unreadable", "damaged", "no_field"] = "unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class CorpusError(BytelmError):

@@ -1,135 +1,197 @@
-"""Where documents come from: files and folders, any bytes at all, read in blocks.
+"""Where documents come from: files and folders, any bytes at all, listed as units and read in blocks.
 
 A source is a file or a folder. A file is one document. A folder gives every regular file below it, hidden ones too,
-in the order of their path bytes; symbolic links, sockets, pipes and devices are passed over and counted, as are
-empty files. A symbolic link that is itself named as a source is followed: someone asked for it.
+in the order of their path bytes; symbolic links, sockets, pipes and devices are passed over and named. A symbolic link
+that is itself named as a source is followed: someone asked for it.
+
+Listing and reading are apart: ``find_units`` says what there is, in order, without reading it; ``read_unit`` reads one
+unit, in any process, and gives the same documents each time.
 """
 
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from bytelm.data.documents import BLOCK_BYTES, SKIP_REASONS, Document, Skipped, SkipReason, name_of, shown_path
+from bytelm.data.kinds import KINDS
+from bytelm.data.kinds import kind_of as _kind_of
 from bytelm.errors import SourceError
 
-KINDS: Final = ("binary", "text")
-"""Kinds of documents; the piece table holds the index into this."""
-
-SkipReason = Literal["empty", "link", "special"]
-SKIP_REASONS: Final[tuple[SkipReason, ...]] = ("empty", "link", "special")
-"""Why a path gave no document: no bytes, a symbolic link, or a socket, pipe or device."""
+__all__ = [
+    "KINDS",
+    "SKIP_REASONS",
+    "Document",
+    "FileIdentity",
+    "ReadOptions",
+    "SkipReason",
+    "Skipped",
+    "Unit",
+    "check_sources",
+    "find_documents",
+    "find_units",
+    "kind_of",
+    "name_of",
+    "read_unit",
+    "shown_path",
+]
 
 FileIdentity = tuple[int, int]
 """Device and inode: what tells that two paths are one folder."""
 
-_BLOCK_BYTES: Final = 1 << 20
-_SNIFFED_BYTES: Final = 8 << 10
+STANDARD_INPUT: Final = "-"
+"""The source that is standard input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How sources are read.
+
+    Attributes:
+        include: Patterns as in ``.gitignore``; where there are any, only what matches is read.
+        exclude: Patterns as in ``.gitignore``; what matches is left out.
+        gitignore: Leave out what the ``.gitignore`` files of the sources name.
+        follow_links: Read what symbolic links inside folders point to.
+        raw: Open nothing: archives, compressed files and tables are documents as they are.
+        field: Column of tables whose text becomes documents; without it they are documents as they are.
+        most_expansion: Most raw bytes for each stored byte, from 64 MiB raw on.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    gitignore: bool = False
+    follow_links: bool = False
+    raw: bool = False
+    field: str | None = None
+    most_expansion: float = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """A file that is to be read.
+class Unit:
+    """What is read in one go: a file, an archive, or a part of a table.
 
     Attributes:
-        path: Its path, as bytes: names need not be valid in any encoding.
         source: Index of the source that it was found in.
+        address: Local path, or URL as UTF-8.
+        form: How it is read.
+        stored_bytes: Its size as it is stored; 0 where that is not known.
+        part: Which part of the file, from 0.
+        parts: How many parts the file has.
     """
+
+    source: int
+    address: bytes
+    form: str
+    stored_bytes: int
+    part: int = 0
+    parts: int = 1
+
+
+def find_units(
+    sources: Sequence[str],
+    options: ReadOptions,
+    *,
+    without: Collection[FileIdentity] = (),
+    stdin: Path | None = None,
+) -> Iterator[Unit | Skipped]:
+    """Everything below the sources, source after source, in the order of path bytes.
+
+    Args:
+        sources: What to read, in the order that is wanted.
+        options: How.
+        without: Folders that are left out as if they were not there, as (device, inode).
+        stdin: File that holds what was read from standard input, for the source ``-``.
+
+    Yields:
+        A ``Unit`` for everything that is to be read, empty files too, and a ``Skipped`` for everything else but
+        folders.
+
+    Raises:
+        SourceError: A source is missing or is neither a file nor a folder, or a folder cannot be listed.
+    """
+    del options
+    for number, source in enumerate(sources):
+        path = os.fsencode(stdin) if source == STANDARD_INPUT and stdin is not None else os.fsencode(source)
+        status = _status(path)
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk(path, number, without)
+        else:
+            yield Unit(number, path, "file", status.st_size)
+
+
+def read_unit(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
+    """The documents of a unit, in order; the same ones each time while nobody changes the source.
+
+    Args:
+        unit: What ``find_units`` gave.
+        options: The options that it was found with.
+
+    Yields:
+        A ``Document`` for each that is to be read, empty ones too, and a ``Skipped`` for what gives none.
+
+    Raises:
+        SourceError: The rest of the unit cannot be read, or is damaged; its ``reason`` says which. An error out of
+            ``Document.blocks`` concerns that document; this iterator can then be asked on.
+    """
+    del options
+    yield Document(unit.address, partial(_file_blocks, unit.address, unit.stored_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundDocument:
+    """What ``find_documents`` gives."""
 
     path: bytes
     source: int
 
     def blocks(self) -> Iterator[bytes]:
-        """Its bytes in order, in blocks of at most 1 MiB, none of them empty. An empty file gives none.
-
-        Raises:
-            SourceError: The file has vanished or cannot be read.
-        """
-        try:
-            with open(self.path, "rb", buffering=0) as file:  # noqa: PTH123  a bytes path is no Path
-                while data := file.read(_BLOCK_BYTES):
-                    yield data
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        return _file_blocks(self.path, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A path that gives no document.
-
-    Attributes:
-        path: Its path, as bytes.
-        reason: Why not.
-    """
-
-    path: bytes
-    reason: SkipReason
+def find_documents(
+    sources: Sequence[Path], *, without: Collection[FileIdentity] = ()
+) -> Iterator[_FoundDocument | Skipped]:
+    """Every document below the sources, without opening archives."""
+    for found in find_units([os.fspath(source) for source in sources], ReadOptions(), without=without):
+        yield found if isinstance(found, Skipped) else _FoundDocument(found.address, found.source)
 
 
-def find_documents(sources: Sequence[Path], *, without: Collection[FileIdentity] = ()) -> Iterator[Document | Skipped]:
-    """Every document below the sources, source after source, in the order of path bytes.
-
-    Args:
-        sources: Files and folders, in the order that is wanted.
-        without: Folders that are left out as if they were not there, as (device, inode).
-
-    Yields:
-        A ``Document`` for every regular file, empty ones too, and a ``Skipped`` for everything else but folders.
-
-    Raises:
-        SourceError: A source is missing or is neither a file nor a folder, or a folder cannot be listed.
-    """
-    for number, source in enumerate(sources):
-        path = os.fsencode(source)
-        status = _status(path)
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(path, number, without)
-        else:
-            yield Document(path, number)
+def kind_of(beginning: bytes) -> int:
+    """Kind of a document without a name."""
+    return _kind_of(b"", beginning)
 
 
-def check_sources(sources: Sequence[Path]) -> None:
-    """See that every source exists and is a file or a folder, before anything is written.
+def check_sources(sources: Sequence[str | Path], options: ReadOptions | None = None) -> None:
+    """See that every source exists and can be listed, before anything is written.
 
     Raises:
         SourceError: One is missing or of another kind, or there is none.
     """
+    del options
     if not sources:
         raise SourceError("nothing to ingest: name at least one file or folder")
     for source in sources:
-        _status(os.fsencode(source))
+        if source != STANDARD_INPUT:
+            _status(os.fsencode(source))
 
 
-def kind_of(beginning: bytes) -> int:
-    """Index in ``KINDS`` of a document that begins with these bytes: text is UTF-8 without a zero byte.
-
-    Args:
-        beginning: The first block of the document; only its first 8 KiB are looked at.
-    """
-    sniffed = beginning[:_SNIFFED_BYTES]
-    if b"\0" in sniffed:
-        return KINDS.index("binary")
+def _file_blocks(path: bytes, expected_bytes: int) -> Iterator[bytes]:
     try:
-        sniffed.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # A character that the end of the sniffed bytes cuts through is no fault of the document.
-        cut_through = error.reason == "unexpected end of data" and len(beginning) > len(sniffed)
-        return KINDS.index("text" if cut_through else "binary")
-    return KINDS.index("text")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # One byte more than is expected: a small file then costs one small block and a read that finds the end.
+            while data := os.read(descriptor, min(max(expected_bytes, 4095) + 1, BLOCK_BYTES)):
+                yield data
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def name_of(path: Path) -> str:
-    r"""A path as text that every encoding takes: bytes that are not UTF-8 as ``\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def shown_path(path: bytes) -> str:
-    """A path in quotes, fit for a message: control characters are escaped, too."""
-    return repr(path.decode("utf-8", "backslashreplace"))
-
-
-def _walk(root: bytes, source: int, without: Collection[FileIdentity]) -> Iterator[Document | Skipped]:
+def _walk(root: bytes, source: int, without: Collection[FileIdentity]) -> Iterator[Unit | Skipped]:
     pending = [_entries(root)]  # a stack and no recursion: folders may be nested deeper than Python recurses
     while pending:
         entry = next(pending[-1], None)
@@ -141,7 +203,7 @@ def _walk(root: bytes, source: int, without: Collection[FileIdentity]) -> Iterat
             if not (without and _identity(entry) in without):
                 pending.append(_entries(entry.path))
         elif entry.is_file(follow_symlinks=False):
-            yield Document(entry.path, source)
+            yield Unit(source, entry.path, "file", _size(entry))
         else:
             yield Skipped(entry.path, "special")
 
@@ -165,6 +227,13 @@ def _identity(entry: "os.DirEntry[bytes]") -> FileIdentity:
     except OSError as error:
         raise _unreadable(entry.path, error) from error
     return status.st_dev, status.st_ino
+
+
+def _size(entry: "os.DirEntry[bytes]") -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except OSError:
+        return 0  # whoever reads it finds out what is wrong
 
 
 def _status(path: bytes) -> os.stat_result:

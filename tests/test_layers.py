@@ -17,6 +17,8 @@ ROWS: list[set[str]] = [
         "bytelm.files",
         "bytelm.palette",
         "bytelm.utf8",
+        "bytelm.data.documents",
+        "bytelm.data.kinds",
         "bytelm.data.order",
         "bytelm.data.shard_file",
         "bytelm.data.split",
@@ -35,6 +37,7 @@ ROWS: list[set[str]] = [
     },
     {
         "bytelm.attention",
+        "bytelm.averaging",
         "bytelm.packing",
         "bytelm.optim",
         "bytelm.sampling",

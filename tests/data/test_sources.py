@@ -10,14 +10,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm.data.sources import KINDS, Document, Skipped, check_sources, find_documents, kind_of, name_of, shown_path
+from bytelm.data.kinds import KINDS, kind_of
+from bytelm.data.sources import (
+    Document,
+    ReadOptions,
+    Skipped,
+    Unit,
+    check_sources,
+    find_units,
+    name_of,
+    read_unit,
+    shown_path,
+)
 from bytelm.errors import SourceError
+
+PLAIN = ReadOptions()
 
 
 def found_below(folder: Path) -> list[bytes]:
     """Paths of the documents below a folder, relative to it, as they are found."""
     prefix = os.fsencode(folder) + b"/"
-    return [found.path.removeprefix(prefix) for found in find_documents([folder]) if isinstance(found, Document)]
+    return [found.address.removeprefix(prefix) for found in find_units([str(folder)], PLAIN) if isinstance(found, Unit)]
+
+
+def document_at(path: bytes, stored_bytes: int = 1) -> Document:
+    """The one document of a plain file."""
+    (document,) = read_unit(Unit(0, path, "file", stored_bytes), PLAIN)
+    assert isinstance(document, Document)
+    return document
 
 
 def put(folder: Path, name: bytes, content: bytes = b"x") -> None:
@@ -36,10 +56,10 @@ def test_files_come_in_the_order_of_their_path_bytes(tmp_path: Path) -> None:
 def test_sources_are_read_in_the_order_they_are_named(tmp_path: Path) -> None:
     put(tmp_path, b"b/one")
     put(tmp_path, b"a/two")
-    found = list(find_documents([tmp_path / "b", tmp_path / "a" / "two"]))
+    found = list(find_units([str(tmp_path / "b"), str(tmp_path / "a" / "two")], PLAIN))
     assert found == [
-        Document(os.fsencode(tmp_path / "b" / "one"), 0),
-        Document(os.fsencode(tmp_path / "a" / "two"), 1),
+        Unit(0, os.fsencode(tmp_path / "b" / "one"), "file", 1),
+        Unit(1, os.fsencode(tmp_path / "a" / "two"), "file", 1),
     ]
 
 
@@ -52,10 +72,10 @@ def test_links_and_special_files_are_passed_over_and_named(tmp_path: Path, monke
     with socket.socket(socket.AF_UNIX) as end:
         monkeypatch.chdir(tmp_path)  # the path of a socket must be short
         end.bind("socket")
-        found = list(find_documents([tmp_path]))
+        found = list(find_units([str(tmp_path)], PLAIN))
     reasons = {one.path.rpartition(b"/")[2]: one.reason for one in found if isinstance(one, Skipped)}
     assert reasons == {b"loop": "link", b"dangling": "link", b"link": "link", b"pipe": "special", b"socket": "special"}
-    assert [one.path for one in found if isinstance(one, Document)] == [os.fsencode(tmp_path / "file")]
+    assert [one.address for one in found if isinstance(one, Unit)] == [os.fsencode(tmp_path / "file")]
 
 
 def test_a_link_that_is_named_itself_is_followed(tmp_path: Path) -> None:
@@ -81,15 +101,16 @@ def test_a_folder_that_is_to_be_left_out_is_left_out(tmp_path: Path) -> None:
     put(tmp_path, b"keep")
     put(tmp_path, b"out/leave")
     status = (tmp_path / "out").stat()
-    found = list(find_documents([tmp_path], without={(status.st_dev, status.st_ino)}))
-    assert found == [Document(os.fsencode(tmp_path / "keep"), 0)]
+    found = list(find_units([str(tmp_path)], PLAIN, without={(status.st_dev, status.st_ino)}))
+    assert found == [Unit(0, os.fsencode(tmp_path / "keep"), "file", 1)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 3_000_000])
-def test_blocks_joined_are_the_file(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("listed", [0, 1, 5_000_000])
+def test_blocks_joined_are_the_file_whatever_size_was_listed(tmp_path: Path, size: int, listed: int) -> None:
     content = os.urandom(size)
     put(tmp_path, b"file", content)
-    blocks = list(Document(os.fsencode(tmp_path / "file"), 0).blocks())
+    blocks = list(document_at(os.fsencode(tmp_path / "file"), listed).blocks())
     assert b"".join(blocks) == content
     assert all(1 <= len(block) <= 1 << 20 for block in blocks)
 
@@ -97,29 +118,30 @@ def test_blocks_joined_are_the_file(tmp_path: Path, size: int) -> None:
 def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
     put(tmp_path, b"a")
     put(tmp_path, b"b")
-    first, second = find_documents([tmp_path])
-    assert isinstance(first, Document)
-    assert isinstance(second, Document)
+    first, second = find_units([str(tmp_path)], PLAIN)
+    assert isinstance(first, Unit)
+    assert isinstance(second, Unit)
     (tmp_path / "b").unlink()
-    assert list(first.blocks()) == [b"x"]
-    with pytest.raises(SourceError, match=r"cannot read '.*/b': there is no such file or folder"):
-        list(second.blocks())
+    assert list(document_at(first.address).blocks()) == [b"x"]
+    with pytest.raises(SourceError, match=r"cannot read '.*/b': there is no such file or folder") as caught:
+        list(document_at(second.address).blocks())
+    assert caught.value.reason == "unreadable"
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc for a file that nobody can read")
 def test_a_file_that_cannot_be_read_is_named() -> None:
     with pytest.raises(SourceError, match=r"cannot read '/proc/self/mem': .*; make it readable or leave it out"):
-        list(Document(b"/proc/self/mem", 0).blocks())
+        list(document_at(b"/proc/self/mem").blocks())
 
 
 def test_a_missing_source_and_one_that_is_no_file_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SourceError, match="there is no such file or folder"):
-        check_sources([tmp_path / "nowhere"])
+        check_sources([str(tmp_path / "nowhere")], PLAIN)
     with pytest.raises(SourceError, match="neither a file nor a folder"):
-        check_sources([tmp_path / "pipe"])
+        check_sources([str(tmp_path / "pipe")], PLAIN)
     with pytest.raises(SourceError, match="name at least one"):
-        check_sources([])
+        check_sources([], PLAIN)
 
 
 def test_names_are_made_fit_for_messages() -> None:
@@ -132,9 +154,9 @@ def test_names_are_made_fit_for_messages() -> None:
 @given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=50), st.integers(0, 3))
 def test_text_is_text_wherever_the_sniffing_stops(text: str, lead: int) -> None:
     document = b"x" * ((8 << 10) - lead) + text.encode()
-    assert KINDS[kind_of(document)] == "text"
+    assert KINDS[kind_of(b"", document)] == "text"
 
 
 @pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe", b"abc\xc3", b"\x80"])
 def test_what_is_no_utf8_or_holds_a_zero_is_binary(content: bytes) -> None:
-    assert KINDS[kind_of(content)] == "binary"
+    assert KINDS[kind_of(b"", content)] == "binary"
