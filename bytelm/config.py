@@ -21,6 +21,8 @@ AttentionKind = Literal["local", "global"]
 HeadFamily = Literal["linear", "mlp", "transformer"]
 BackwardMode = Literal["auto", "naive", "sequential", "checkpoint"]
 Precision = Literal["auto", "float32", "bfloat16"]
+OptimizerKind = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "wsd"]
 
 MAX_PREDICTION_HEADS: Final = 32
 BUDGETS: Final = ("steps", "bytes", "time_budget_s")
@@ -112,12 +114,22 @@ class TrainConfig(_Section):
     time_budget_s: float | None = Field(default=None, gt=0, description="budget in seconds of training")
     batch_windows: int = Field(default=8, ge=1, description="windows in one micro-batch")
     accumulation: int = Field(default=1, ge=1, description="micro-batches in one step")
-    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate")
+    optimizer: OptimizerKind = Field(
+        default="adamw", description="what updates the matrices; AdamW updates all the rest in any case"
+    )
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate, of AdamW and Muon alike")
+    schedule: Schedule = Field(
+        default="cosine", description="how the rate falls: by a cosine, or late (warm-up, stable, decay)"
+    )
     final_learning_rate_ratio: float = Field(default=0.03, ge=0, le=1, description="last learning rate over the peak")
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of the budget in which the rate rises")
-    weight_decay: float = Field(default=0.1, ge=0, lt=1, description="AdamW's decay, on matrices alone")
+    decay_fraction: float = Field(
+        default=0.2, gt=0, le=1, description="wsd: share of the budget, at its end, in which the rate falls"
+    )
+    weight_decay: float = Field(default=0.1, ge=0, lt=1, description="decay of the weights, on matrices alone")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's decay of the mean gradient")
     clip_norm: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to it")
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="seed of the initial weights and of the window order")
     precision: Precision = Field(default="auto", description="of the matrix products; auto is bfloat16 where it pays")
@@ -136,6 +148,18 @@ class TrainConfig(_Section):
         named = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(named) > 1:
             raise ValueError(f"train.{' and train.'.join(named)} are both set; one budget decides, leave one")
+        return self
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> Self:
+        for key, owner, kind in (("decay_fraction", "schedule", "wsd"), ("muon_momentum", "optimizer", "muon")):
+            if getattr(self, owner) != kind and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"train.{key} has an effect only with train.{owner} = {kind}; set that, or leave it")
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"train.warmup_fraction = {self.warmup_fraction} and train.decay_fraction = {self.decay_fraction} "
+                "are more than the budget together; lower one"
+            )
         return self
 
 

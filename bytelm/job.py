@@ -22,8 +22,9 @@ from bytelm.errors import CheckpointError, StorageError
 from bytelm.evaluate import some_bytes
 from bytelm.files import refusals_named, write_file
 from bytelm.model import ByteLM
-from bytelm.optim import budget_spent, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from bytelm.run_log import RunLog
+from bytelm.schedule import budget_spent
 
 Resume = Literal["never", "auto", "require"]
 PrecisionUsed = Literal["float32", "bfloat16"]
@@ -33,8 +34,9 @@ _KEPT_SETTINGS: Final = (
     *(("heads", key) for key in HeadsConfig.model_fields if key != "backward"),
     ("data", "window_bytes"),
     ("train", "seed"),
+    ("train", "optimizer"),
 )
-"""What a run cannot change: the shape of its weights, and the order of its windows."""
+"""What a run cannot change: the shape of its weights, the order of its windows, and what is kept of the gradients."""
 
 
 @dataclass(kw_only=True)
@@ -94,7 +96,7 @@ class Job:
     device: torch.device
     precision: PrecisionUsed
     model: ByteLM
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     loader: WindowLoader
     held_out: list[bytes]
     """The documents of every validation."""

@@ -1,91 +1,106 @@
-"""AdamW for a byte model, its learning rate as a function of the budget spent, and its state as named tensors."""
+"""The optimizer of a byte model: AdamW for everything, or Muon for the matrices and AdamW for the rest.
 
-import math
-from collections.abc import Mapping
+Both follow one learning rate. Muon's update of a matrix is orthogonal up to a factor, and the factor is chosen so that
+its entries have the root mean square 0.2, which is what AdamW's entries have in practice; so the rate and the decay
+that suit AdamW suit Muon too, and ``train.learning_rate`` means the same for both.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from bytelm.config import BUDGETS, TrainConfig
-from bytelm.errors import CheckpointError, ConfigError
+from bytelm.config import TrainConfig
+from bytelm.errors import CheckpointError
+
+_UNEMBEDDING: Final = "unembedding"
+_STATE_OF: Final[dict[type[torch.optim.Optimizer], frozenset[str]]] = {
+    torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    torch.optim.Muon: frozenset({"momentum_buffer"}),
+}
+"""What each optimizer keeps of a parameter."""
 
 
-def budget_spent(train: TrainConfig, step: int, bytes_seen: int, elapsed_s: float) -> float:
-    """Share of the budget that is spent, which may pass 1 in the last step.
+@dataclass(frozen=True)
+class Optimizer:
+    """One optimizer of torch or two, which share out the parameters and take their steps together.
 
-    Raises:
-        ConfigError: No budget is set.
+    Attributes:
+        parts: Optimizers of torch; no parameter is in two.
     """
-    if train.steps is not None:
-        return step / train.steps
-    if train.bytes is not None:
-        return bytes_seen / train.bytes
-    if train.time_budget_s is not None:
-        return elapsed_s / train.time_budget_s
-    raise ConfigError(f"no budget is set; set one of {', '.join(f'train.{name}' for name in BUDGETS)}")
+
+    parts: tuple[torch.optim.Optimizer, ...]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all parts; the dictionaries are the parts' own."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self) -> None:
+        """Let go of all gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for part in self.parts:
+            part.step()
 
 
-def learning_rate(fraction: float, train: TrainConfig) -> float:
-    """Learning rate at a point of the budget: a straight rise, then half a cosine down to the final ratio.
-
-    Args:
-        fraction: Share of the budget that is spent, 0 … 1 (of steps, bytes or seconds alike); larger values, which a
-            time budget reaches in its last step, count as 1.
-        train: Peak, warm-up and final ratio.
-
-    Returns:
-        The rate, ``train.learning_rate`` at the end of the warm-up, ``final_learning_rate_ratio`` of it at 1.
-
-    Source: Loshchilov and Hutter 2017 (arXiv 1608.03983), §3, one cycle without restarts.
-
-    Example:
-        >>> learning_rate(1.0, TrainConfig(learning_rate=0.5, final_learning_rate_ratio=0.5))
-        0.25
-    """
-    fraction = min(max(fraction, 0.0), 1.0)
-    if fraction < train.warmup_fraction:
-        return train.learning_rate * fraction / train.warmup_fraction
-    angle = math.pi * (fraction - train.warmup_fraction) / (1.0 - train.warmup_fraction)
-    ratio = train.final_learning_rate_ratio
-    return train.learning_rate * (ratio + (1.0 - ratio) * 0.5 * (1.0 + math.cos(angle)))
-
-
-def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters, with decay on matrices alone.
+def make_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
+    """The optimizer that the settings name, over all parameters, with decay on matrices alone.
 
     The matrices are the weights of linear layers. Gains are scales around 1, not weights to be kept small, and the
-    embedding row of a byte that a batch does not hold would shrink without being used: neither decays.
+    embedding row of a byte that a batch does not hold would shrink without being used: neither decays. Of the
+    matrices Muon takes all but the unembeddings, whose rows are classes and not directions of one space.
 
     Args:
         model: Its parameters that require gradients are optimized.
-        train: Decay and betas; the rate is set at each step by ``set_learning_rate``.
+        train: Kind, decay, betas and momentum; the rate is set at each step by ``set_learning_rate``.
 
-    Source: Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2; values of Gloeckle et al. 2024, table S13.
+    Source: AdamW: Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2; values of Gloeckle et al. 2024, table
+        S13. Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", as torch has it; the
+        factor 0.2 · sqrt(largest side) of its rate: Liu et al. 2025 (arXiv 2502.16982), §2.2, equation 4.
     """
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    linear = {id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if id(parameter) in linear]
     others = [parameter for parameter in trained if id(parameter) not in linear]
+    parts: list[torch.optim.Optimizer] = []
+    if train.optimizer == "muon":
+        hidden = [matrix for matrix in matrices if linear[id(matrix)].rpartition(".")[2] != _UNEMBEDDING]
+        taken = {id(matrix) for matrix in hidden}
+        matrices = [matrix for matrix in matrices if id(matrix) not in taken]
+        if hidden:
+            parts.append(
+                torch.optim.Muon(
+                    hidden,
+                    lr=train.learning_rate,
+                    weight_decay=train.weight_decay,
+                    momentum=train.muon_momentum,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
     groups = [
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    # Fused: one kernel for all parameters, on the CPU as on CUDA; five times faster than a loop for 1 M parameters.
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    if groups:
+        # Fused: one kernel for all parameters, on the CPU as on CUDA; five times faster than a loop for 1 M parameters.
+        parts.append(torch.optim.AdamW(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True))
+    return Optimizer(tuple(parts))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give every parameter group one learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as ``PARAMETER.STATE`` tensors, ready to be stored.
 
     Args:
@@ -96,14 +111,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
         Tensors that share memory with the state; empty before the first step.
     """
     tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+    for name, _, part, parameter in _placed(optimizer, model):
+        for key, value in part.state.get(parameter, {}).items():
             assert isinstance(value, Tensor)
             tensors[f"{name}.{key}"] = value
     return tensors
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put stored state back, the inverse of ``optimizer_tensors``.
 
     Args:
@@ -112,16 +127,35 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         tensors: What ``optimizer_tensors`` returned; copied to each parameter's device.
 
     Raises:
-        CheckpointError: A tensor belongs to no parameter, or has another shape than it.
+        CheckpointError: A tensor belongs to no parameter, has another shape than it, or is of another optimizer.
     """
-    parameters = dict(model.named_parameters())
-    optimizer.state.clear()
+    places = {name: (kept, part, parameter) for name, kept, part, parameter in _placed(optimizer, model)}
+    for part in optimizer.parts:
+        part.state.clear()
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
-        parameter = parameters.get(name)
-        if parameter is None or (tensor.ndim > 0 and tensor.shape != parameter.shape):
+        kept, part, parameter = places.get(name, (frozenset[str](), None, None))
+        if part is None or parameter is None or (tensor.ndim > 0 and tensor.shape != parameter.shape):
             raise CheckpointError(
                 f"the optimizer state holds {full_name!r} of shape {tuple(tensor.shape)}, which fits no parameter of "
                 "this model; resume with the settings that the run was started with"
             )
-        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)
+        if key not in kept:
+            raise CheckpointError(
+                f"the optimizer state holds {full_name!r}, which {type(part).__name__} does not keep; resume with the "
+                "train.optimizer that the run was started with"
+            )
+        part.state[parameter][key] = tensor.to(parameter.device, copy=True)
+
+
+def _placed(
+    optimizer: Optimizer, model: nn.Module
+) -> Iterator[tuple[str, frozenset[str], torch.optim.Optimizer, nn.Parameter]]:
+    """Every parameter that is optimized: its name, what is kept of it, the part that has it, itself."""
+    part_of = {
+        id(parameter): part for part in optimizer.parts for group in part.param_groups for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        part = part_of.get(id(parameter))
+        if part is not None:
+            yield name, _STATE_OF[type(part)], part, parameter

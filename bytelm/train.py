@@ -29,8 +29,9 @@ from bytelm.errors import TrainingError
 from bytelm.evaluate import bits_per_byte
 from bytelm.job import Job, Meter, PrecisionUsed, Resume, open_job
 from bytelm.loss import multi_byte_loss
-from bytelm.optim import budget_spent, learning_rate, set_learning_rate
+from bytelm.optim import set_learning_rate
 from bytelm.packing import PackedBatch, pack
+from bytelm.schedule import budget_spent, learning_rate
 
 BitsByHead = tuple[float | None, ...]
 

@@ -60,6 +60,10 @@ def test_a_budget_that_is_asked_for_replaces_the_presets(budget: str) -> None:
         (["heads.keep_parameters_equal=true", "heads.family=transformer"], "leaves no trunk"),
         (["train.steps=5", "train.bytes=5"], "one budget decides"),
         (["train.learning_rate=nan"], "train.learning_rate"),
+        (["train.optimizer=adam"], "'adamw' or 'muon'"),
+        (["train.muon_momentum=0.9"], "only with train.optimizer = muon"),
+        (["train.decay_fraction=0.1"], "only with train.schedule = wsd"),
+        (["train.schedule=wsd", "train.decay_fraction=0.9", "train.warmup_fraction=0.2"], "more than the budget"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_the_reason(changes: list[str], message: str) -> None:

@@ -40,6 +40,7 @@ ROWS: list[set[str]] = [
         "bytelm.averaging",
         "bytelm.packing",
         "bytelm.optim",
+        "bytelm.schedule",
         "bytelm.sampling",
         "bytelm.data.ingest",
         "bytelm.data.loader",

@@ -16,8 +16,8 @@ from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
 from bytelm.errors import CheckpointError, ConfigError, CorpusError, StorageError, TrainingError
 from bytelm.evaluate import bits_per_byte
-from bytelm.optim import learning_rate
 from bytelm.run_log import read_log
+from bytelm.schedule import learning_rate
 from bytelm.train import Event, Finished, Progress, Resume, Saved, Started, Validation, train
 
 TINY = [
@@ -274,7 +274,15 @@ def test_a_finished_run_can_be_given_a_larger_budget(corpus: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "change",
-    ["model.d_model=32", "model.layers=1", "heads.count=2", "heads.family=mlp", "data.window_bytes=32", "train.seed=1"],
+    [
+        "model.d_model=32",
+        "model.layers=1",
+        "heads.count=2",
+        "heads.family=mlp",
+        "data.window_bytes=32",
+        "train.seed=1",
+        "train.optimizer=muon",
+    ],
 )
 def test_a_run_keeps_its_shape_and_its_order(corpus: Path, tmp_path: Path, change: str) -> None:
     trained(settings("train.steps=4"), corpus, tmp_path / "run")
