@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from bytelm.data.kinds import KINDS, kind_of
 from bytelm.data.sources import (
     Document,
     ReadOptions,
@@ -148,15 +145,3 @@ def test_names_are_made_fit_for_messages() -> None:
     assert name_of(Path(os.fsdecode(b"caf\xc3\xa9\xff"))) == "café\\xff"
     assert "\x1b" not in shown_path(b"\x1b[2J")
     assert "\n" not in shown_path(b"a\nb")
-
-
-@settings(deadline=None)
-@given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=50), st.integers(0, 3))
-def test_text_is_text_wherever_the_sniffing_stops(text: str, lead: int) -> None:
-    document = b"x" * ((8 << 10) - lead) + text.encode()
-    assert KINDS[kind_of(b"", document)] == "text"
-
-
-@pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe", b"abc\xc3", b"\x80"])
-def test_what_is_no_utf8_or_holds_a_zero_is_binary(content: bytes) -> None:
-    assert KINDS[kind_of(b"", content)] == "binary"
