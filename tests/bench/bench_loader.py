@@ -33,7 +33,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders import Loader, corpus_folder, loaders, packed_file, raw_file
+from standard_library import standard_library
 
 OURS = "bytelm 8192x16"
 RATIOS = {
@@ -139,14 +139,6 @@ def in_own_process(*words: str) -> str:
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}")
     return done.stdout.rstrip().rpartition("\n")[2]
-
-
-def standard_library(folder: Path) -> Path:
-    """The Python files of the standard library, copied."""
-    others = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "*.so", "*.a", "*.pyc")
-    if not folder.exists():
-        shutil.copytree(sysconfig.get_path("stdlib"), folder, ignore=others, symlinks=True)
-    return folder
 
 
 def prepare(data: Path, work: Path, names: Sequence[str]) -> None:
