@@ -30,6 +30,7 @@ ROWS: list[set[str]] = [
     {
         "bytelm.config",
         "bytelm.device",
+        "bytelm.mfu",
         "bytelm.run_log",
         "bytelm.data.sources",
         "bytelm.data.shards",
