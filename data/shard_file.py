@@ -99,6 +99,27 @@ class FramePieces:
     ends_document: bool
 
 
+@dataclass(frozen=True, slots=True)
+class PieceTable:
+    """All pieces of a shard, P of them.
+
+    Attributes:
+        begins_P: Where each begins within the shard, int64, ascending.
+        lengths_P: Bytes of each, int64.
+        starts_P: Whether its first byte begins a document.
+        ends_P: Whether its last byte ends a document.
+        sources_P: Index of the source that it comes from.
+        kinds_P: Index of its kind.
+    """
+
+    begins_P: NDArray[np.int64]
+    lengths_P: NDArray[np.int64]
+    starts_P: NDArray[np.bool_]
+    ends_P: NDArray[np.bool_]
+    sources_P: NDArray[np.int64]
+    kinds_P: NDArray[np.int64]
+
+
 class ShardWriter:
     """Writes one shard to an open file, in constant memory.
 
@@ -279,6 +300,28 @@ class ShardReader:
         if not whole:
             raise self._damaged(f"frame {frame}", offset, length)
         return self._pieces_of(frame, np.frombuffer(row_bytes, _ROW_TYPE))
+
+    def read_pieces(self) -> PieceTable:
+        """Every row of the piece table, checked; no frame is read.
+
+        Raises:
+            ShardError: A part of the table is damaged.
+        """
+        content = self._read(self._rows_offset, self.pieces * _ROW.size, "the piece table")
+        for frame in range(self.frames):
+            first, end = (row * _ROW.size for row in _piece_range(self._frames, self.pieces, frame))
+            if xxhash.xxh3_64_intdigest(memoryview(content)[first:end]) != self._frames["pieces_hash"][frame]:
+                raise self._damaged(f"the piece table of frame {frame}", self._rows_offset + first, end - first)
+        rows = np.frombuffer(content, _ROW_TYPE)
+        begins = rows["start"].astype(np.int64)
+        return PieceTable(
+            begins_P=begins,
+            lengths_P=np.diff(begins, append=self.raw_bytes),
+            starts_P=rows["flags"] & _STARTS != 0,
+            ends_P=rows["flags"] & _ENDS != 0,
+            sources_P=rows["source"].astype(np.int64),
+            kinds_P=rows["kind"].astype(np.int64),
+        )
 
     def _pieces_of(self, frame: int, rows: NDArray[np.void]) -> FramePieces:
         begin = frame * self.frame_bytes

@@ -107,6 +107,29 @@ def test_a_piece_may_be_appended_in_parts_and_be_cut_at_both_ends(tmp_path: Path
     assert not found.ends_document
 
 
+def test_the_piece_table_is_read_without_a_frame_and_refuses_damage(shard: tuple[Path, ShardSummary, bytes]) -> None:
+    path, _, raw = shard
+    table = ShardReader(path).read_pieces()
+    lengths = [len(document) for document in some_documents()]
+    assert table.lengths_P.tolist() == lengths
+    assert table.begins_P.tolist() == [sum(lengths[:number]) for number in range(len(lengths))]
+    assert table.starts_P.all()
+    assert table.ends_P.all()
+    assert table.sources_P.tolist() == [number % 3 for number in range(len(lengths))]
+    assert table.kinds_P.tolist() == [number % 2 for number in range(len(lengths))]
+    reader = ShardReader(path)
+    content = bytearray(path.read_bytes())
+    rows_end = len(content) - 17 - 8 * (reader.frames + 2)
+    for row in range(len(lengths)):
+        damaged = bytearray(content)
+        damaged[rows_end - 16 * (row + 1)] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ShardError, match=r"the piece table of frame \d"):
+            reader.read_pieces()
+    path.write_bytes(content)
+    assert len(raw) == sum(reader.read_pieces().lengths_P)
+
+
 def test_the_zstd_program_gives_the_raw_bytes_back(shard: tuple[Path, ShardSummary, bytes]) -> None:
     program = shutil.which("zstd")
     if program is None:
