@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 
 from bytelm import __version__
 from bytelm.data.shard_file import FRAME_BYTES, MOST_PIECES, ShardWriter
-from bytelm.data.shards import INDEX, SHARD_NAME, Corpus, ShardEntry, write_index
+from bytelm.data.shards import INDEX, SHARD_NAME, Corpus, Count, Index, Ingestion, ShardEntry
 from bytelm.data.sources import (
     KINDS,
     SKIP_REASONS,
@@ -30,7 +30,7 @@ from bytelm.data.sources import (
 )
 from bytelm.data.split import TRAIN, VALIDATION, Block, CutPiece, split
 from bytelm.errors import ConfigError, CorpusError, SourceError, StorageError
-from bytelm.files import flush_folder, refusals_named
+from bytelm.files import flush_folder, refusals_named, write_file
 
 SHARD_BYTES: Final = 256 << 20
 """Raw bytes after which a shard takes no further document."""
@@ -178,16 +178,23 @@ def ingest(
             shards = [*train.entries, *validation.entries]
             if not shards:
                 raise SourceError(f"nothing to ingest: not one byte was found ({_counts(reading.skipped)})")
-            fingerprint = write_index(
-                folder,
-                shards,
+            index = Index(
                 frame_bytes=frame_bytes,
-                made_by=f"bytelm {__version__}",
-                sources=reading.summary(),
-                skipped=reading.skipped,
+                all_shards=tuple(shards),
+                digests=(),
+                ingestions=(
+                    Ingestion(
+                        made_by=f"bytelm {__version__}",
+                        settings={},
+                        sources=tuple(reading.summary()),
+                        skipped={name: Count(count, 0) for name, count in reading.skipped.items() if count},
+                    ),
+                ),
                 kinds=KINDS,
                 split_rule=asdict(rule),
             )
+            write_file(folder / INDEX, index.to_text())
+            fingerprint = index.fingerprint
         for name in old_shards:
             (folder / name).unlink(missing_ok=True)
     return IngestReport(
@@ -307,7 +314,7 @@ class _ShardSeries:
             self._file.close()
             self._part.rename(self._place)
             flush_folder(self._folder)
-        self.entries.append(ShardEntry(name=self._place.name, split=self._split, **asdict(summary)))
+        self.entries.append(ShardEntry(name=self._place.name, split=self._split, **asdict(summary), kinds={}))
         self._raw_bytes += summary.raw_bytes
         self._packed_bytes += summary.packed_bytes
         self._file = self._writer = None

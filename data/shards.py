@@ -1,63 +1,59 @@
 """A corpus: a folder with shards, and an index that names them and is written last.
 
     corpus/
-      index.json             version, totals, fingerprint, sources, split, every shard with its sizes and hashes
-      train-00000.zst …      shards, each of one split
+      index.json                  version, totals, fingerprint, split, every shard with its sizes and hashes, and
+                                  what each ingestion has read and left out
+      train-00000.zst …           shards, each of one split
       validation-00000.zst …
+      documents-00000.xxh128 …    digests of the documents that an ingestion has put in, 16 bytes each
 
 A reader opens what the index names and nothing else; a folder without an index is no corpus, whatever lies in it.
-The index carries a checksum of itself and the hash of each shard, so that every byte of a corpus is covered. The
-fingerprint covers the content alone: raw bytes, document boundaries, split and order; neither names and times nor
-the compression level change it.
+The folder may be one of this machine or lie behind an address such as ``s3://bucket/corpus``.
 """
 
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from bytelm.data.index import (
+    DIGESTS_NAME,
+    INDEX,
+    REMEDY,
+    SHARD_NAME,
+    Count,
+    DigestEntry,
+    Index,
+    Ingestion,
+    ShardEntry,
+    fingerprint_of,
+)
 from bytelm.data.shard_file import ShardReader
+from bytelm.data.storage import Folder, folder_at
 from bytelm.errors import CorpusError
-from bytelm.files import write_file
 
-INDEX: Final = "index.json"
-SHARD_NAME: Final = re.compile(r"(?P<split>train|validation)-(?P<number>\d{5,})\.zst")
+__all__ = [
+    "DIGESTS_NAME",
+    "DIGEST_BYTES",
+    "INDEX",
+    "SHARD_NAME",
+    "Corpus",
+    "Count",
+    "DigestEntry",
+    "Index",
+    "Ingestion",
+    "Piece",
+    "ShardEntry",
+    "fingerprint_of",
+]
 
-_FORMAT: Final = "bytelm corpus"
-_VERSION: Final = 1
-_REMEDY: Final = "ingest the sources again"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardEntry:
-    """What the index says of a shard.
-
-    Attributes:
-        name: File name within the corpus.
-        split: ``train`` or ``validation``.
-        raw_bytes: Bytes of its documents.
-        packed_bytes: Bytes of the file.
-        pieces: Whole documents and parts of documents in it.
-        documents: Pieces that begin their document.
-        hash: Hash that covers every byte of the file.
-        content: Hash of raw bytes and document boundaries.
-    """
-
-    name: str
-    split: str
-    raw_bytes: int
-    packed_bytes: int
-    pieces: int
-    documents: int
-    hash: str
-    content: str
+DIGEST_BYTES: Final = 16
+"""Bytes of a document's digest: XXH3, 128 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,73 +76,45 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
+class Corpus(Index):
     """A corpus that was opened. Its shards are opened when they are read.
 
     Attributes:
-        path: Its folder.
-        fingerprint: Hash of the content, hexadecimal.
-        frame_bytes: Raw bytes of a full frame.
-        all_shards: Every shard, train before validation.
-        sources: For each source its name, documents and bytes, as the index has them.
-        skipped: Paths that gave no document, counted by reason.
-        kinds: Names of the kinds of documents.
-        split_rule: How the splits were decided.
+        folder: Where it is.
     """
 
-    path: Path
-    fingerprint: str
-    frame_bytes: int
-    all_shards: tuple[ShardEntry, ...]
-    sources: tuple[dict[str, Any], ...]
-    skipped: dict[str, int]
-    kinds: tuple[str, ...]
-    split_rule: dict[str, Any]
+    folder: Folder
 
     @classmethod
-    def open(cls, path: Path | str) -> "Corpus":
+    def open(cls, address: Path | str | Folder) -> "Corpus":
         """Open a corpus.
 
         Args:
-            path: Its folder.
+            address: Its folder, here or behind an address such as ``s3://bucket/corpus``.
 
         Raises:
             CorpusError: There is none, it was not finished, its index is damaged or of an unknown version.
+            ConfigError: The address cannot be reached with what is installed.
         """
-        folder = Path(path)
-        place = folder / INDEX
+        folder = address if isinstance(address, Folder) else folder_at(address)
         try:
-            content = place.read_bytes()
+            content = folder.read(INDEX)
         except (FileNotFoundError, NotADirectoryError) as error:
-            what = f"has no {INDEX}" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
-            raise CorpusError(f"no corpus at {folder}: it {what}; make one with bytelm ingest SRC --out DIR") from error
+            raise CorpusError(
+                f"no corpus at {folder.address}: it {_lack(folder)}; make one with bytelm ingest SRC --out DIR"
+            ) from error
         except OSError as error:
-            raise CorpusError(f"cannot read {place}: {error.strerror}; check the disk and the permissions") from error
-        tree = _checked(content, place)
-        try:
-            corpus = cls(
-                path=folder,
-                fingerprint=tree["fingerprint"],
-                frame_bytes=tree["frame_bytes"],
-                all_shards=tuple(ShardEntry(**shard) for shard in tree["shards"]),
-                sources=tuple(tree["sources"]),
-                skipped=tree["skipped"],
-                kinds=tuple(tree["kinds"]),
-                split_rule=tree["split"],
-            )
-        except (KeyError, TypeError) as error:
-            raise CorpusError(f"{place} lacks or misnames {error}; {_REMEDY}") from error
-        if corpus.fingerprint != fingerprint_of(corpus.all_shards, corpus.frame_bytes):
-            raise CorpusError(f"{place} names a fingerprint that its shards do not have; {_REMEDY}")
-        for shard in corpus.all_shards:
-            if not SHARD_NAME.fullmatch(shard.name):
-                raise CorpusError(f"{place} names the shard {shard.name!r}, which is no name of a shard; {_REMEDY}")
-        return corpus
+            raise CorpusError(
+                f"cannot read {folder.address}/{INDEX}: {error.strerror or error}; check the disk and the permissions"
+            ) from error
+        index = Index.from_text(content, f"{folder.address}/{INDEX}")
+        return cls(folder=folder, **{field.name: getattr(index, field.name) for field in fields(Index)})
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits that hold anything."""
-        return tuple(dict.fromkeys(shard.split for shard in self.all_shards))
+    def path(self) -> Path:
+        """Its folder, for a corpus of this machine; a remote one has none, and ``folder.address`` names both."""
+        assert self.folder.local is not None
+        return self.folder.local
 
     def shards(self, split: str) -> tuple[ShardEntry, ...]:
         """Shards of a split, in order.
@@ -157,18 +125,10 @@ class Corpus:
         found = tuple(shard for shard in self.all_shards if shard.split == split)
         if not found:
             raise CorpusError(
-                f"corpus {self.path} has no {split!r} split, only {', '.join(map(repr, self.splits))}; "
+                f"corpus {self.folder.address} has no {split!r} split, only {', '.join(map(repr, self.splits))}; "
                 "ingest again with another --validation-fraction or more sources"
             )
         return found
-
-    def raw_bytes(self, split: str) -> int:
-        """Bytes of a split's documents; 0 where the corpus has no such split."""
-        return sum(shard.raw_bytes for shard in self.all_shards if shard.split == split)
-
-    def document_count(self, split: str) -> int:
-        """How many ``documents(split)`` gives: a document that was cut counts once for each piece."""
-        return sum(shard.pieces for shard in self.all_shards if shard.split == split)
 
     def frame_sizes(self, split: str) -> NDArray[np.int64]:
         """Raw bytes of every frame of a split, in order, int64; known without opening a shard."""
@@ -187,6 +147,24 @@ class Corpus:
             ShardError: Missing, truncated, damaged, of an unknown version, or not the one that the index names.
         """
         return ShardReader(self.path / shard.name, expected_hash=shard.hash)
+
+    def read_digests(self) -> bytes:
+        """The digests of all documents, ``DIGEST_BYTES`` each, in the order in which they were put in.
+
+        Raises:
+            CorpusError: A file of digests is missing or damaged.
+        """
+        return b"".join(self._digests_of(entry) for entry in self.digests)
+
+    def _digests_of(self, entry: DigestEntry) -> bytes:
+        place = f"{self.folder.address}/{entry.name}"
+        try:
+            content = self.folder.read(entry.name)
+        except OSError as error:
+            raise CorpusError(f"cannot read {place}: {error.strerror or error}; {REMEDY}") from error
+        if len(content) != entry.documents * DIGEST_BYTES or xxhash.xxh3_128_hexdigest(content) != entry.hash:
+            raise CorpusError(f"{place} is damaged; {REMEDY}")
+        return content
 
     def pieces(self, split: str) -> Iterator[Piece]:
         """Every piece of a split in order, each frame checked before its bytes are given.
@@ -209,94 +187,10 @@ class Corpus:
         return (piece.data for piece in self.pieces(split))
 
 
-def fingerprint_of(shards: Sequence[ShardEntry], frame_bytes: int) -> str:
-    """Hash of a corpus's content: what windows and documents can come from it, and nothing else.
-
-    Args:
-        shards: All shards, in order.
-        frame_bytes: Raw bytes of a full frame.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    content = [[shard.split, shard.raw_bytes, shard.content] for shard in shards]
-    return xxhash.xxh3_128_hexdigest(json.dumps([_FORMAT, _VERSION, frame_bytes, content]).encode())
-
-
-def write_index(
-    folder: Path,
-    shards: Sequence[ShardEntry],
-    *,
-    frame_bytes: int,
-    made_by: str,
-    sources: Sequence[dict[str, Any]],
-    skipped: dict[str, int],
-    kinds: Sequence[str],
-    split_rule: dict[str, Any],
-) -> str:
-    """Write the index, which makes the folder a corpus; its shards must be complete.
-
-    Args:
-        folder: The corpus.
-        shards: All shards, train before validation.
-        frame_bytes: Raw bytes of a full frame.
-        made_by: Program and version.
-        sources: For each source its name, documents and bytes.
-        skipped: Paths that gave no document, counted by reason.
-        kinds: Names of the kinds of documents.
-        split_rule: How the splits were decided.
-
-    Returns:
-        The fingerprint.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
-    fingerprint = fingerprint_of(shards, frame_bytes)
-    tree: dict[str, Any] = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "made_by": made_by,
-        "fingerprint": fingerprint,
-        "documents": sum(shard.documents for shard in shards),
-        "raw_bytes": sum(shard.raw_bytes for shard in shards),
-        "packed_bytes": sum(shard.packed_bytes for shard in shards),
-        "frame_bytes": frame_bytes,
-        "split": split_rule,
-        "kinds": list(kinds),
-        "sources": list(sources),
-        "skipped": skipped,
-        "shards": [asdict(shard) for shard in shards],
-    }
-    write_file(folder / INDEX, _text({**tree, "checksum": _checksum(tree)}))
-    return fingerprint
-
-
-def _text(tree: dict[str, Any]) -> bytes:
-    return (json.dumps(tree, indent=2) + "\n").encode("ascii")
-
-
-def _checksum(tree: dict[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(_text(tree))
-
-
-def _checked(content: bytes, place: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise CorpusError(f"{place} is damaged: it is not valid JSON; {_REMEDY}") from error
-    if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
-        raise CorpusError(f"{place} is damaged, or no index of a corpus; {_REMEDY}")
-    if tree.get("version") != _VERSION:
-        raise CorpusError(
-            f"{place} has version {tree.get('version')!r}, this bytelm reads {_VERSION}; "
-            f"use the bytelm that made it, or {_REMEDY}"
-        )
-    # Compared as text: what is not exactly as it was written is refused, down to the last space.
-    unsigned = {key: value for key, value in tree.items() if key != "checksum"}
-    if content != _text({**unsigned, "checksum": _checksum(unsigned)}):
-        raise CorpusError(f"{place} is damaged: its checksum does not hold; {_REMEDY}")
-    return tree
+def _lack(folder: Folder) -> str:
+    if folder.local is None or folder.local.is_dir():
+        return f"has no {INDEX}"
+    return "is no folder" if folder.local.exists() else "does not exist"
 
 
 def _pieces(reader: ShardReader, decompressor: zstandard.ZstdDecompressor) -> Iterator[Piece]:

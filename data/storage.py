@@ -87,16 +87,23 @@ class Folder(ABC):
         return True
 
     @abstractmethod
-    def names(self, prefix: str = "") -> list[str]:
-        """Every file whose name begins with ``prefix``, those in folders below too, sorted; none if nothing is there.
+    def names(self, below: str = "") -> list[str]:
+        """What lies directly in this folder, or in one below it, sorted; none if it is not there.
+
+        Folders below it are named with a slash at the end; an object store has them only while something is in them.
 
         Raises:
             OSError: The folder cannot be read.
         """
 
     @abstractmethod
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         """Write a file whole or not at all, over what was there, and make the folders that it needs.
+
+        Args:
+            name: Of the file.
+            content: All of its bytes.
+            durable: A power cut must not take it back. Without, one may, or may leave it damaged; a kill may not.
 
         Raises:
             StorageError: The disk or the server refuses.
@@ -121,6 +128,31 @@ class Folder(ABC):
         Raises:
             StorageError: The disk or the server refuses.
         """
+
+
+class StoredFile:
+    """One file of a folder, read in parts.
+
+    Args:
+        folder: Where it is.
+        file: What it is called there.
+
+    Attributes:
+        name: Its whole address, for messages.
+    """
+
+    def __init__(self, folder: Folder, file: str) -> None:
+        self._folder = folder
+        self._file = file
+        self.name = f"{folder.address}/{file}"
+
+    def size(self) -> int:
+        """Its bytes; see ``Folder.size``."""
+        return self._folder.size(self._file)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Some of its bytes; see ``Folder.read_range``."""
+        return self._folder.read_range(self._file, offset, length)
 
 
 def folder_at(address: str | Path) -> Folder:
@@ -174,18 +206,24 @@ class LocalFolder(Folder):
         """See ``Folder``."""
         return (self._path / name).stat().st_size
 
-    def names(self, prefix: str = "") -> list[str]:
+    def names(self, below: str = "") -> list[str]:
         """See ``Folder``."""
-        below = self._path / prefix.rpartition("/")[0]
-        walk = os.walk(below, onerror=_unless_missing)
-        found = [str((Path(folder) / file).relative_to(self._path)) for folder, _, files in walk for file in files]
-        return sorted(name for name in found if name.startswith(prefix))
+        try:
+            with os.scandir(self._path / below) as entries:
+                return sorted(entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "") for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         """See ``Folder``."""
         place = self._path / name
         with refusals_named(place):
             place.parent.mkdir(parents=True, exist_ok=True)
+            if not durable:
+                beside = place.with_name(f".{place.name}.{os.getpid()}.part")
+                beside.write_bytes(content)
+                beside.replace(place)
+                return
         write_file(place, content)
 
     def put(self, file: Path, name: str) -> None:
@@ -235,20 +273,24 @@ class RemoteFolder(Folder):
             raise FileNotFoundError(f"{self.address}/{name}")
         return found["size"]
 
-    def names(self, prefix: str = "") -> list[str]:
+    def names(self, below: str = "") -> list[str]:
         """See ``Folder``."""
-        below = prefix.rpartition("/")[0]
 
-        def find(files: Any, root: str) -> list[str]:
+        def listed(files: Any, root: str) -> list[str]:
+            place = f"{root}/{below}".rstrip("/")
             try:
-                return [path[len(root) + 1 :] for path in files.find(f"{root}/{below}" if below else root)]
-            except FileNotFoundError:
+                entries = files.ls(place, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
                 return []
+            # A store may have an object for the folder itself, and lists a file as if it were in itself.
+            inside = [entry for entry in entries if entry["name"].strip("/") != place.strip("/")]
+            return [_last_part(entry["name"]) + ("/" if entry["type"] == "directory" else "") for entry in inside]
 
-        return sorted(name for name in self._try(find) if name.startswith(prefix))
+        return sorted(self._try(listed))
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         """See ``Folder``."""
+        del durable  # what a server has taken it keeps
 
         def put(files: Any, root: str) -> None:
             self._make_folders(files, f"{root}/{name}")
@@ -310,8 +352,7 @@ def file_system_of(address: str) -> tuple[Any, str]:
 
         return url_to_fs(address)
     except ImportError as error:
-        extra = "s3" if scheme in ("s3", "s3a") else "remote"
-        remedy = f"pip install 'bytelm[{extra}]'" if scheme in ("s3", "s3a", "http", "https") else str(error)
+        remedy = "pip install 'bytelm[s3]'" if scheme in ("s3", "s3a") else str(error)
         raise ConfigError(f"{address} needs a package that is not installed: {remedy}") from error
     except ValueError as error:
         raise ConfigError(
@@ -346,14 +387,13 @@ def remote_errors() -> tuple[type[Exception], ...]:
     return (OSError, *(error for error in found if error is not None))
 
 
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
 def _cause(error: Exception) -> str:
     said = (getattr(error, "strerror", None) or str(error)).strip()
     return " ".join(said.split()) or type(error).__name__
-
-
-def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
 
 
 def _flush_file(file: Path) -> None:

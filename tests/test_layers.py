@@ -18,6 +18,7 @@ ROWS: list[set[str]] = [
         "bytelm.palette",
         "bytelm.utf8",
         "bytelm.data.documents",
+        "bytelm.data.index",
         "bytelm.data.kinds",
         "bytelm.data.order",
         "bytelm.data.shard_file",
@@ -26,7 +27,8 @@ ROWS: list[set[str]] = [
         "bytelm.cli.interrupt",
         "bytelm.cli.quantities",
     },
-    {"bytelm.data.storage"},
+    {"bytelm.data.compression", "bytelm.data.patterns", "bytelm.data.storage"},
+    {"bytelm.data.walk"},
     {
         "bytelm.config",
         "bytelm.device",

@@ -82,7 +82,7 @@ def test_the_report_agrees_with_the_corpus(files: Path, tmp_path: Path) -> None:
     assert report.shards == len(corpus.all_shards)
     assert report.packed_bytes == sum((corpus.path / shard.name).stat().st_size for shard in corpus.all_shards)
     assert {reason: count for reason, count in report.skipped.items() if count} == {"empty": 1, "link": 1}
-    assert report.skipped == corpus.skipped
+    assert {reason: count.documents for reason, count in corpus.skipped.items()} == {"empty": 1, "link": 1}
     assert corpus.sources == ({"name": str(files), "documents": 20, "raw_bytes": report.raw_bytes},)
     assert corpus.split_rule["name"] == report.split_rule == "small corpus"
     assert report.as_json()["ratio"] == round(report.raw_bytes / report.packed_bytes, 4)

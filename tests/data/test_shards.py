@@ -97,7 +97,7 @@ def test_an_index_of_the_future_is_refused_with_its_version(make_corpus: MakeCor
     corpus = make_corpus(DOCUMENTS)
     place = corpus.path / INDEX
     place.write_text(json.dumps({**json.loads(place.read_text()), "version": 9}))
-    with pytest.raises(CorpusError, match="has version 9, this bytelm reads 1"):
+    with pytest.raises(CorpusError, match="has version 9, this bytelm reads 2"):
         Corpus.open(corpus.path)
 
 
