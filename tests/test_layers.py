@@ -52,7 +52,7 @@ ROWS: list[set[str]] = [
     {"bytelm.heads"},
     {"bytelm.model"},
     {"bytelm.loss", "bytelm.checkpoint"},
-    {"bytelm.decode"},
+    {"bytelm.decode", "bytelm.memory"},
     {"bytelm.evaluate"},
     {"bytelm.job"},
     {"bytelm.train"},
