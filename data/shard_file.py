@@ -17,12 +17,14 @@ costs little and no damaged byte gets out. All numbers are little-endian.
 Source: zstd's "Seekable Format" 0.1.0 for the seek table, RFC 8878 for frames and skippable frames.
 """
 
+import contextlib
 import os
 import struct
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 import numpy as np
 import xxhash
@@ -76,27 +78,107 @@ class ShardSummary:
     content: str
 
 
+class RangeReader(Protocol):
+    """A file that is read in parts, wherever it is; several threads may read it."""
+
+    @property
+    def name(self) -> str:
+        """Its path or address, for messages."""
+        ...
+
+    def size(self) -> int:
+        """Its bytes.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            OSError: It cannot be read.
+        """
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Some of its bytes; fewer where it ends before ``offset + length``.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            OSError: It cannot be read.
+        """
+        ...
+
+    def read_anew(self, offset: int, length: int) -> bytes:
+        """The same from where the file comes from: what ``read`` gave was found damaged and may be a copy."""
+        ...
+
+
+class LocalFile:
+    """A file of this machine, open as long as somebody holds it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        self.name = str(path)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def size(self) -> int:
+        """See ``RangeReader``."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See ``RangeReader``."""
+        return os.pread(self._descriptor, length, offset)
+
+    def read_anew(self, offset: int, length: int) -> bytes:
+        """See ``RangeReader``."""
+        return os.pread(self._descriptor, length, offset)
+
+
 @dataclass(frozen=True, slots=True)
 class FramePieces:
     """The pieces that touch one frame, P of them.
 
     Attributes:
-        offsets_P: Where each begins within the frame, int64, ascending. The first is 0: what the frame begins with.
+        offsets_P: Byte of the frame at which each begins, int64, ascending from 0.
         starts_P: Whether the byte there begins a document.
-        follows_end_P: Whether the byte before it, in the same frame, ends a document; False for the first.
-        sources_P: Index of the source that each comes from.
-        kinds_P: Index of its kind.
+        ends_P: Whether the last byte that each has in this frame ends its document.
         continues: Whether the first one began in an earlier frame.
-        ends_document: Whether the frame's last byte ends a document.
+        rows_P: Their rows of the piece table.
     """
 
     offsets_P: NDArray[np.int64]
     starts_P: NDArray[np.bool_]
-    follows_end_P: NDArray[np.bool_]
-    sources_P: NDArray[np.int64]
-    kinds_P: NDArray[np.int64]
+    ends_P: NDArray[np.bool_]
     continues: bool
-    ends_document: bool
+    rows_P: NDArray[np.void]
+
+    @property
+    def follows_end_P(self) -> NDArray[np.bool_]:  # noqa: N802
+        """Whether the byte before each, in the same frame, ends a document; False for the first."""
+        return np.concatenate([[False], self.ends_P[:-1]])
+
+    @property
+    def ends_document(self) -> bool:
+        """Whether the frame's last byte ends a document."""
+        return bool(self.ends_P[-1])
+
+    @property
+    def sources_P(self) -> NDArray[np.int64]:  # noqa: N802
+        """Index of the source that each comes from."""
+        return self.rows_P["source"].astype(np.int64)
+
+    @property
+    def kinds_P(self) -> NDArray[np.int64]:  # noqa: N802
+        """Index of its kind."""
+        return self.rows_P["kind"].astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +200,28 @@ class PieceTable:
     ends_P: NDArray[np.bool_]
     sources_P: NDArray[np.int64]
     kinds_P: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: NDArray[np.void], raw_bytes: int) -> "PieceTable":
+        """The pieces that rows of the table on disk describe."""
+        begins = rows["start"].astype(np.int64)
+        return cls(
+            begins_P=begins,
+            lengths_P=np.diff(begins, append=raw_bytes),
+            starts_P=rows["flags"] & _STARTS != 0,
+            ends_P=rows["flags"] & _ENDS != 0,
+            sources_P=rows["source"].astype(np.int64),
+            kinds_P=rows["kind"].astype(np.int64),
+        )
+
+    def content_hash(self, raw_digest: bytes) -> bytes:
+        """``ShardSummary.content``: not source and kind, for where a document came from is not what it says.
+
+        Args:
+            raw_digest: XXH3 of all raw bytes, 128 bits.
+        """
+        flags = np.where(self.starts_P, _STARTS, 0) | np.where(self.ends_P, _ENDS, 0)
+        return xxhash.xxh3_128_digest(raw_digest + self.begins_P.astype("<u8").tobytes() + flags.astype("u1").tobytes())
 
 
 class ShardWriter:
@@ -192,12 +296,11 @@ class ShardWriter:
         frames["packed_hash"] = self._packed_hashes
         firsts = np.arange(len(frames), dtype=np.uint64) * np.uint64(self._frame_bytes)
         frames["first_piece"] = np.searchsorted(rows["start"], firsts, side="right") - 1
-        for frame in range(len(frames)):
-            first, end = _piece_range(frames, len(rows), frame)
+        # Each hash covers the rows of a frame's pieces and, where there is one, of the next frame's first.
+        ends = np.append(frames["first_piece"][1:] + 1, len(rows))
+        for frame, (first, end) in enumerate(zip(frames["first_piece"].tolist(), ends.tolist(), strict=True)):
             frames["pieces_hash"][frame] = xxhash.xxh3_64_intdigest(rows[first:end].tobytes())
-        content = xxhash.xxh3_128(
-            self._content.digest() + rows["start"].tobytes() + rows["flags"].tobytes()
-        )  # not source and kind: where a document came from is not what it says
+        content = PieceTable.of(rows, self.raw_bytes).content_hash(self._content.digest())
         head = _HEAD.pack(
             _MAGIC,
             _VERSION,
@@ -206,14 +309,14 @@ class ShardWriter:
             len(rows),
             self._documents,
             self.raw_bytes,
-            content.digest(),
+            content,
         )
         checked = head + frames.tobytes()
         digest = xxhash.xxh3_128_digest(checked)
         footer = checked + digest + rows.tobytes()
         self.packed_bytes += self._file.write(_SKIPPABLE.pack(_FOOTER_MAGIC, len(footer)) + footer)
         self.packed_bytes += self._file.write(
-            _seek_table(frames["packed_bytes"].tolist(), self.raw_bytes, self._frame_bytes, len(footer))
+            _seek_table(frames["packed_bytes"], self.raw_bytes, self._frame_bytes, len(footer))
         )
         return ShardSummary(
             raw_bytes=self.raw_bytes,
@@ -221,7 +324,7 @@ class ShardWriter:
             pieces=len(rows),
             documents=self._documents,
             hash=digest.hex(),
-            content=content.hexdigest(),
+            content=content.hex(),
         )
 
     def _write_frame(self, raw: memoryview) -> None:
@@ -238,16 +341,18 @@ class ShardReader:
     Opening reads and checks the header, the frame table and the seek table, and holds 24 bytes a frame.
 
     Args:
-        path: The shard.
+        source: The shard: a path, or whatever gives its bytes.
         expected_hash: ``ShardSummary.hash`` as the index has it; None trusts the file's own.
 
     Raises:
         ShardError: Missing, truncated, damaged, of an unknown version, or not the expected one.
     """
 
-    def __init__(self, path: Path, *, expected_hash: str | None = None) -> None:
-        self._path = path
-        self.packed_bytes = self._size()
+    def __init__(self, source: Path | RangeReader, *, expected_hash: str | None = None) -> None:
+        self._name = str(source) if isinstance(source, Path) else source.name
+        with self._refusals_named():
+            self._source: RangeReader = LocalFile(source) if isinstance(source, Path) else source
+            self.packed_bytes = self._source.size()
         self.frame_bytes = self._check_header()
         footer_offset, seek_table = self._find_footer()
         self._read_tables(footer_offset, expected_hash)
@@ -256,18 +361,23 @@ class ShardReader:
     @property
     def frames(self) -> int:
         """Number of frames."""
-        return len(self._frames)
+        return len(self._packed_hash_F)
 
     def frame_size(self, frame: int) -> int:
         """Raw bytes of a frame."""
         return min(self.frame_bytes, self.raw_bytes - frame * self.frame_bytes)
+
+    def packed_range(self, frame: int) -> tuple[int, int]:
+        """Where a frame's packed bytes are: offset and length."""
+        offset = int(self._offsets_F[frame])
+        return offset, int(self._offsets_F[frame + 1]) - offset
 
     def read_frame(self, frame: int, out: memoryview, decompressor: zstandard.ZstdDecompressor) -> FramePieces:
         """Decode one frame, after its packed bytes and its piece rows have passed their hashes.
 
         Args:
             frame: In [0, frames).
-            out: Writable, ``frame_size(frame)`` bytes.
+            out: Writable, ``frame_size(frame)`` bytes; where it is shorter, it gets the beginning of the frame.
             decompressor: One that no other thread uses at the same time.
 
         Returns:
@@ -276,30 +386,44 @@ class ShardReader:
         Raises:
             ShardError: The frame or its rows are damaged; ``out`` then holds nothing of use.
         """
-        offset, length = int(self._offsets[frame]), int(self._frames["packed_bytes"][frame])
-        first, end = _piece_range(self._frames, self.pieces, frame)
-        rows_offset = self._rows_offset + first * _ROW.size
-        descriptor = self._open()
-        try:
-            packed = os.pread(descriptor, length, offset)
-            row_bytes = os.pread(descriptor, (end - first) * _ROW.size, rows_offset)
-        except OSError as error:
-            raise self._unreadable(error) from error
-        finally:
-            os.close(descriptor)
-        if xxhash.xxh3_64_intdigest(packed) != self._frames["packed_hash"][frame]:
-            raise self._damaged(f"frame {frame}", offset, length)
-        if xxhash.xxh3_64_intdigest(row_bytes) != self._frames["pieces_hash"][frame]:
-            raise self._damaged(f"the piece table of frame {frame}", rows_offset, (end - first) * _ROW.size)
-        assert len(out) == self.frame_size(frame)
+        offset, length = self.packed_range(frame)
+        packed = self._read_sound(offset, length, int(self._packed_hash_F[frame]), f"frame {frame}")
+        pieces = self.frame_pieces(frame)
+        assert len(out) <= self.frame_size(frame)
         try:
             with decompressor.stream_reader(packed) as stream:
-                whole = stream.readinto(out) == len(out) and not stream.read(1)
+                whole = stream.readinto(out) == len(out)
+                whole = whole and (len(out) < self.frame_size(frame) or not stream.read(1))
         except zstandard.ZstdError as error:
             raise self._damaged(f"frame {frame} ({error})", offset, length) from error
         if not whole:
             raise self._damaged(f"frame {frame}", offset, length)
-        return self._pieces_of(frame, np.frombuffer(row_bytes, _ROW_TYPE))
+        return pieces
+
+    def frame_pieces(self, frame: int) -> FramePieces:
+        """The pieces that touch a frame, without its bytes.
+
+        Raises:
+            ShardError: Their rows are damaged.
+        """
+        first, end = self._piece_range(frame)
+        offset, length = self._rows_offset + first * _ROW.size, (end - first) * _ROW.size
+        content = self._read_sound(offset, length, int(self._pieces_hash_F[frame]), f"the piece table of frame {frame}")
+        rows = np.frombuffer(content, _ROW_TYPE)
+        size = self.frame_size(frame)
+        offsets = rows["start"].astype(np.int64) - frame * self.frame_bytes
+        continues = bool(offsets[0] < 0)
+        last_offset = int(offsets[-1])
+        if last_offset >= size:
+            rows, offsets = rows[:-1], offsets[:-1]
+        flags = rows["flags"]
+        starts, ends = flags & _STARTS != 0, flags & _ENDS != 0
+        if continues:
+            offsets[0] = 0
+            starts[0] = False
+        if last_offset > size or (last_offset < size and frame + 1 < self.frames):  # it goes on behind the frame
+            ends[-1] = False
+        return FramePieces(offsets, starts, ends, continues, rows)
 
     def read_pieces(self) -> PieceTable:
         """Every row of the piece table, checked; no frame is read.
@@ -309,79 +433,45 @@ class ShardReader:
         """
         content = self._read(self._rows_offset, self.pieces * _ROW.size, "the piece table")
         for frame in range(self.frames):
-            first, end = (row * _ROW.size for row in _piece_range(self._frames, self.pieces, frame))
-            if xxhash.xxh3_64_intdigest(memoryview(content)[first:end]) != self._frames["pieces_hash"][frame]:
+            first, end = (row * _ROW.size for row in self._piece_range(frame))
+            if xxhash.xxh3_64_intdigest(memoryview(content)[first:end]) != int(self._pieces_hash_F[frame]):
                 raise self._damaged(f"the piece table of frame {frame}", self._rows_offset + first, end - first)
-        rows = np.frombuffer(content, _ROW_TYPE)
-        begins = rows["start"].astype(np.int64)
-        return PieceTable(
-            begins_P=begins,
-            lengths_P=np.diff(begins, append=self.raw_bytes),
-            starts_P=rows["flags"] & _STARTS != 0,
-            ends_P=rows["flags"] & _ENDS != 0,
-            sources_P=rows["source"].astype(np.int64),
-            kinds_P=rows["kind"].astype(np.int64),
-        )
+        return PieceTable.of(np.frombuffer(content, _ROW_TYPE), self.raw_bytes)
 
-    def _pieces_of(self, frame: int, rows: NDArray[np.void]) -> FramePieces:
-        begin = frame * self.frame_bytes
-        end = begin + self.frame_size(frame)
-        starts, flags = rows["start"].astype(np.int64), rows["flags"]
-        inside = int(np.searchsorted(starts, end))
-        # The row after the last one inside, if there is one, begins with the next frame or later.
-        last_ends_here = end == self.raw_bytes or (inside < len(rows) and int(starts[inside]) == end)
-        continues = int(starts[0]) < begin
-        begins = flags[:inside] & _STARTS != 0
-        begins[0] &= not continues
-        return FramePieces(
-            offsets_P=np.maximum(starts[:inside] - begin, 0),
-            starts_P=begins,
-            follows_end_P=np.concatenate([[False], flags[: inside - 1] & _ENDS != 0]),
-            sources_P=rows["source"][:inside].astype(np.int64),
-            kinds_P=rows["kind"][:inside].astype(np.int64),
-            continues=continues,
-            ends_document=bool(last_ends_here and flags[inside - 1] & _ENDS),
-        )
-
-    def _size(self) -> int:
-        try:
-            return self._path.stat().st_size
-        except FileNotFoundError as error:
-            raise ShardError(f"shard {self._path} is missing; restore it, or {_REMEDY}") from error
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _open(self) -> int:
-        try:
-            return os.open(self._path, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise ShardError(f"shard {self._path} is missing; restore it, or {_REMEDY}") from error
-        except OSError as error:
-            raise self._unreadable(error) from error
+    def _piece_range(self, frame: int) -> tuple[int, int]:
+        """Rows of a frame, and the one of the next frame's first byte: it tells whether the last piece goes on."""
+        end = int(self._first_piece_F[frame + 1]) + 1 if frame + 1 < self.frames else self.pieces
+        return int(self._first_piece_F[frame]), end
 
     def _read(self, offset: int, length: int, what: str) -> bytes:
         damaged = self._damaged(what, offset, length)
         if offset < 0 or offset + length > self.packed_bytes:  # a damaged length could ask for all memory there is
             raise damaged
-        descriptor = self._open()
-        try:
-            content = os.pread(descriptor, length, offset)
-        except OSError as error:
-            raise self._unreadable(error) from error
-        finally:
-            os.close(descriptor)
+        with self._refusals_named():
+            content = self._source.read(offset, length)
         if len(content) != length:
             raise damaged
         return content
 
+    def _read_sound(self, offset: int, length: int, expected_hash: int, what: str) -> bytes:
+        try:
+            content = self._source.read(offset, length)
+            if xxhash.xxh3_64_intdigest(content) != expected_hash:
+                content = self._source.read_anew(offset, length)
+                if xxhash.xxh3_64_intdigest(content) != expected_hash:
+                    raise self._damaged(what, offset, length)
+        except OSError as error:
+            raise self._refused(error) from error
+        return content
+
     def _check_header(self) -> int:
         if self.packed_bytes < _HEADER.size:
-            raise ShardError(f"shard {self._path} is truncated to {self.packed_bytes} bytes; {_REMEDY}")
+            raise ShardError(f"shard {self._name} is truncated to {self.packed_bytes} bytes; {_REMEDY}")
         header = self._read(0, _HEADER.size, "the header")
         _, _, magic, version, frame_bytes = _HEADER.unpack(header)
         if magic == _MAGIC and version != _VERSION:
             raise ShardError(
-                f"shard {self._path} has version {version}, this bytelm reads {_VERSION}; "
+                f"shard {self._name} has version {version}, this bytelm reads {_VERSION}; "
                 f"use the bytelm that made it, or {_REMEDY}"
             )
         if header != _header(frame_bytes) or not frame_bytes:
@@ -395,7 +485,7 @@ class ShardReader:
         length = _SKIPPABLE.size + frames * _SEEK_ENTRY.size + _SEEK_END.size
         if magic != _SEEK_END_MAGIC or frames < 3 or length > self.packed_bytes:
             raise ShardError(
-                f"shard {self._path} does not end in a seek table: it is truncated or damaged at "
+                f"shard {self._name} does not end in a seek table: it is truncated or damaged at "
                 f"bytes {place}-{self.packed_bytes}; {_REMEDY}"
             )
         seek_table = self._read(self.packed_bytes - length, length, "the seek table")
@@ -414,11 +504,14 @@ class ShardReader:
             raise self._damaged("the frame table", head_offset, _HEAD.size + len(table) + _HASH_BYTES)
         if expected_hash is not None and digest.hex() != expected_hash:
             raise ShardError(
-                f"shard {self._path} has hash {digest.hex()}, the index names {expected_hash}: it belongs to another "
+                f"shard {self._name} has hash {digest.hex()}, the index names {expected_hash}: it belongs to another "
                 f"corpus or was replaced; restore it, or {_REMEDY}"
             )
-        self._frames = np.frombuffer(table, _FRAME_TYPE)
-        self._offsets = _HEADER.size + np.concatenate([[0], np.cumsum(self._frames["packed_bytes"], dtype=np.int64)])
+        rows = np.frombuffer(table, _FRAME_TYPE)
+        self._offsets_F = _HEADER.size + np.concatenate([[0], np.cumsum(rows["packed_bytes"], dtype=np.int64)])
+        self._first_piece_F = rows["first_piece"].copy()
+        self._packed_hash_F = rows["packed_hash"].copy()
+        self._pieces_hash_F = rows["pieces_hash"].copy()
         self._rows_offset = table_offset + len(table) + _HASH_BYTES
         self.pieces, self.documents, self.raw_bytes = pieces, documents, raw_bytes
         self.content = content.hex()
@@ -428,36 +521,49 @@ class ShardReader:
     def _check_seek_table(self, footer_offset: int, found: bytes) -> None:
         footer_bytes = self._rows_offset + self.pieces * _ROW.size - footer_offset - _SKIPPABLE.size
         footer_header = self._read(footer_offset, _SKIPPABLE.size, "the footer")
-        if footer_header != _SKIPPABLE.pack(_FOOTER_MAGIC, footer_bytes) or footer_offset != self._offsets[-1]:
+        if footer_header != _SKIPPABLE.pack(_FOOTER_MAGIC, footer_bytes) or footer_offset != self._offsets_F[-1]:
             raise self._damaged("the footer", footer_offset, _SKIPPABLE.size)
-        expected = _seek_table(self._frames["packed_bytes"].tolist(), self.raw_bytes, self.frame_bytes, footer_bytes)
-        if found != expected:
+        packed_sizes_F = np.diff(self._offsets_F)
+        if found != _seek_table(packed_sizes_F, self.raw_bytes, self.frame_bytes, footer_bytes):
             raise self._damaged("the seek table", self.packed_bytes - len(found), len(found))
 
     def _damaged(self, what: str, offset: int, length: int) -> ShardError:
-        return ShardError(f"shard {self._path}: {what} (bytes {offset}-{offset + length}) is damaged; {_REMEDY}")
+        return ShardError(f"shard {self._name}: {what} (bytes {offset}-{offset + length}) is damaged; {_REMEDY}")
 
-    def _unreadable(self, error: OSError) -> ShardError:
-        return ShardError(f"shard {self._path} cannot be read: {error.strerror}; check the disk and the permissions")
+    @contextlib.contextmanager
+    def _refusals_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> ShardError:
+        if isinstance(error, FileNotFoundError):
+            return ShardError(f"shard {self._name} is missing; restore it, or {_REMEDY}")
+        cause = error.strerror or str(error)
+        return ShardError(
+            f"shard {self._name} cannot be read: {cause}; check the disk, the network and the permissions"
+        )
+
+
+def tables_offset(packed_bytes: int, frames: int, pieces: int) -> int:
+    """Where the tables of a whole shard begin, behind its frames."""
+    footer = _SKIPPABLE.size + _HEAD.size + frames * _FRAME_TYPE.itemsize + _HASH_BYTES + pieces * _ROW.size
+    seek_table = _SKIPPABLE.size + (frames + 2) * _SEEK_ENTRY.size + _SEEK_END.size
+    return packed_bytes - seek_table - footer
 
 
 def _header(frame_bytes: int) -> bytes:
     return _HEADER.pack(_HEADER_MAGIC, _HEADER.size - _SKIPPABLE.size, _MAGIC, _VERSION, frame_bytes)
 
 
-def _piece_range(frames: NDArray[np.void], pieces: int, frame: int) -> tuple[int, int]:
-    """Rows of a frame: from the piece of its first byte to the piece of the next frame's first byte, both included."""
-    first = int(frames["first_piece"][frame])
-    return first, int(frames["first_piece"][frame + 1]) + 1 if frame + 1 < len(frames) else pieces
-
-
-def _seek_table(packed_sizes: list[int], raw_bytes: int, frame_bytes: int, footer_bytes: int) -> bytes:
+def _seek_table(packed_sizes_F: NDArray[np.integer], raw_bytes: int, frame_bytes: int, footer_bytes: int) -> bytes:
     # Skippable frames stand in the table with 0 raw bytes, because offsets are sums of the entries before.
-    entries = [(_HEADER.size, 0)]
-    entries += [
-        (packed, min(frame_bytes, raw_bytes - frame * frame_bytes)) for frame, packed in enumerate(packed_sizes)
-    ]
-    entries.append((_SKIPPABLE.size + footer_bytes, 0))
-    body = b"".join(_SEEK_ENTRY.pack(*entry) for entry in entries)
+    entries = np.zeros((len(packed_sizes_F) + 2, 2), "<u4")
+    entries[0, 0] = _HEADER.size
+    entries[1:-1, 0] = packed_sizes_F
+    entries[1:-1, 1] = frame_bytes
+    entries[-2, 1] = raw_bytes - (len(packed_sizes_F) - 1) * frame_bytes
+    entries[-1, 0] = _SKIPPABLE.size + footer_bytes
     end = _SEEK_END.pack(len(entries), 0, _SEEK_END_MAGIC)
-    return _SKIPPABLE.pack(_SEEK_MAGIC, len(body) + len(end)) + body + end
+    return _SKIPPABLE.pack(_SEEK_MAGIC, entries.nbytes + len(end)) + entries.tobytes() + end

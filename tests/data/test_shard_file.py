@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import xxhash
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,6 +118,7 @@ def test_the_piece_table_is_read_without_a_frame_and_refuses_damage(shard: tuple
     assert table.ends_P.all()
     assert table.sources_P.tolist() == [number % 3 for number in range(len(lengths))]
     assert table.kinds_P.tolist() == [number % 2 for number in range(len(lengths))]
+    assert table.content_hash(xxhash.xxh3_128_digest(raw)).hex() == ShardReader(path).content
     reader = ShardReader(path)
     content = bytearray(path.read_bytes())
     rows_end = len(content) - 17 - 8 * (reader.frames + 2)
@@ -240,6 +242,7 @@ def test_damage_is_named_by_frame_and_byte_range(shard: tuple[Path, ShardSummary
     content = bytearray(path.read_bytes())
     content[24] ^= 1
     path.write_bytes(content)
+    assert reader.frame_place(0)[0] == 24
     with pytest.raises(ShardError, match=r"frame 0 \(bytes 24-\d+\) is damaged; ingest the sources again"):
         reader.read_frame(0, memoryview(bytearray(FRAME_BYTES)), zstandard.ZstdDecompressor())
 
