@@ -367,7 +367,7 @@ class ShardReader:
         """Raw bytes of a frame."""
         return min(self.frame_bytes, self.raw_bytes - frame * self.frame_bytes)
 
-    def packed_range(self, frame: int) -> tuple[int, int]:
+    def frame_place(self, frame: int) -> tuple[int, int]:
         """Where a frame's packed bytes are: offset and length."""
         offset = int(self._offsets_F[frame])
         return offset, int(self._offsets_F[frame + 1]) - offset
@@ -386,7 +386,7 @@ class ShardReader:
         Raises:
             ShardError: The frame or its rows are damaged; ``out`` then holds nothing of use.
         """
-        offset, length = self.packed_range(frame)
+        offset, length = self.frame_place(frame)
         packed = self._read_sound(offset, length, int(self._packed_hash_F[frame]), f"frame {frame}")
         pieces = self.frame_pieces(frame)
         assert len(out) <= self.frame_size(frame)

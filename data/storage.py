@@ -154,6 +154,10 @@ class StoredFile:
         """Some of its bytes; see ``Folder.read_range``."""
         return self._folder.read_range(self._file, offset, length)
 
+    def read_anew(self, offset: int, length: int) -> bytes:
+        """The same once more, where what came over the network was damaged."""
+        return self._folder.read_range(self._file, offset, length)
+
 
 def folder_at(address: str | Path) -> Folder:
     """The folder that a path or an address (``s3://bucket/corpus``, ``memory://x``) names; it need not exist.
