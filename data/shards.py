@@ -154,9 +154,14 @@ class Corpus(Index):
         Raises:
             CorpusError: A file of digests is missing or damaged.
         """
-        return b"".join(self._digests_of(entry) for entry in self.digests)
+        return b"".join(self.digests_of(entry) for entry in self.digests)
 
-    def _digests_of(self, entry: DigestEntry) -> bytes:
+    def digests_of(self, entry: DigestEntry) -> bytes:
+        """The digests of one file, in order.
+
+        Raises:
+            CorpusError: It is missing or damaged.
+        """
         place = f"{self.folder.address}/{entry.name}"
         try:
             content = self.folder.read(entry.name)
