@@ -17,6 +17,7 @@ from bytelm.decode import Draft, Exactness, GenerateSettings, Generation, accept
 from bytelm.errors import CheckpointError
 from bytelm.files import write_file
 from bytelm.model import ByteLM
+from bytelm.page import page, section, table, tiles
 from bytelm.palette import head_colour
 from bytelm.run_log import read_log
 from bytelm.utf8 import TextDecoder
@@ -120,9 +121,8 @@ def write_report(run: Path, comparisons: Sequence[SideBySide] = ()) -> Path:
     if not validations:
         raise CheckpointError(f"{run} has no validation in its log yet; train on until the first one")
     steps = [record for record in records if record["kind"] == "step"]
-    page = _page(run, validations, steps, comparisons)
     path = run / PATH_OF_REPORT
-    write_file(path, page.encode())
+    write_file(path, _page(run, validations, steps, comparisons).encode())
     return path
 
 
@@ -135,7 +135,7 @@ def _page(
         (f"{last['bytes_seen'] / 1e6:.2f} MB", f"read in {last['step']:,} steps"),
         (_duration(last["elapsed_s"]), "of training"),
     ]
-    sections = [_section("Bits per byte of each head", figures.bits_per_byte_curves(validations), _CURVES_NOTE)]
+    sections = [section("Bits per byte of each head", figures.bits_per_byte_curves(validations), _CURVES_NOTE)]
     if steps:
         bytes_per_second = statistics.median(record["bytes_per_second"] for record in steps)
         facts.append((f"{bytes_per_second / 1e3:.1f} kB/s", "read while training, median"))
@@ -147,13 +147,12 @@ def _page(
         facts.append((f"{speedup:.2f}×", "the speed of plain decoding, same bytes"))
         shares = acceptance_over(comparisons)
         if len(shares) > 1:
-            sections.append(_section("Acceptance by head", figures.acceptance_bars(shares), _ACCEPTANCE_NOTE))
-        sections.append(_section("Decoding", _decoding_table(comparisons), _DECODING_NOTE))
-        sections.append(_section("Samples", _samples(comparisons, len(shares)), _SAMPLES_NOTE))
+            sections.append(section("Acceptance by head", figures.acceptance_bars(shares), _ACCEPTANCE_NOTE))
+        sections.append(section("Decoding", _decoding_table(comparisons), _DECODING_NOTE))
+        sections.append(section("Samples", _samples(comparisons, len(shares)), _SAMPLES_NOTE))
     settings = html.escape((run / PATH_OF_CONFIG).read_text(encoding="utf-8"))
     sections.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
-    name = html.escape(run.resolve().name)
-    return _TEMPLATE.format(name=name, style=_STYLE, body="\n".join([_tiles(facts), *sections]))
+    return page(run.resolve().name, [tiles(facts), *sections], made_by="bytelm report")
 
 
 def acceptance_over(comparisons: Sequence[SideBySide]) -> tuple[float | None, ...]:
@@ -169,39 +168,27 @@ def rate_over(generations: Sequence[Generation]) -> float:
     return sum(len(one.data) for one in generations) / sum(one.elapsed_s for one in generations)
 
 
-def _tiles(facts: Sequence[tuple[str, str]]) -> str:
-    tiles = "".join(
-        f"<div><strong>{html.escape(value)}</strong><span>{html.escape(what)}</span></div>" for value, what in facts
-    )
-    return f'<div class="tiles">{tiles}</div>'
-
-
-def _section(title: str, content: str, note: str) -> str:
-    return f"<section><h2>{title}</h2>{content}<p class='note'>{note}</p></section>"
-
-
 def _decoding_table(comparisons: Sequence[SideBySide]) -> str:
-    rows = []
-    for comparison in comparisons:
-        cells = [
-            f"<td><code>{html.escape(_short(comparison.prompt))}</code></td>",
-            f"<td>{len(comparison.speculative.data):,}</td>",
-            f"<td>{'same' if comparison.equal else '<b>different</b>'}</td>",
-            f"<td>{comparison.speculative.bytes_per_step:.2f}</td>",
+    rows = [
+        [
+            f"<code>{html.escape(_short(comparison.prompt))}</code>",
+            f"{len(comparison.speculative.data):,}",
+            "same" if comparison.equal else "<b>different</b>",
+            f"{comparison.speculative.bytes_per_step:.2f}",
             *(
-                f"<td>{generation.bytes_per_second:,.0f}</td>"
+                f"{generation.bytes_per_second:,.0f}"
                 for generation in (comparison.speculative, comparison.plain, comparison.one_row)
             ),
-            f"<td>{comparison.speedup:.2f}×</td>",
-            f"<td>{comparison.speedup_over_one_row:.2f}×</td>",
+            f"{comparison.speedup:.2f}×",
+            f"{comparison.speedup_over_one_row:.2f}×",
         ]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        for comparison in comparisons
+    ]
     titles = (
         "prompt", "bytes", "output", "bytes a step", "speculative, bytes/s", "plain, bytes/s", "one-row plain, bytes/s",
         "over plain", "over one-row plain",
     )  # fmt: skip
-    heading = "".join(f"<th>{title}</th>" for title in titles)
-    return f"<div class='wide'><table><thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return table(titles, rows)
 
 
 def _samples(comparisons: Sequence[SideBySide], heads: int) -> str:
@@ -252,36 +239,3 @@ _DECODING_NOTE = (
 _SAMPLES_NOTE = (
     "Bold is the prompt. Each byte is coloured by the head that drafted it; without colour, the trunk chose it."
 )
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #16191d; background: #fff; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: .75rem; }
-.tiles div { border: 1px solid #d9dce1; border-radius: .5rem; padding: .6rem .9rem; }
-.tiles strong { display: block; font-size: 1.45rem; } .tiles span, .note { color: #5b626c; font-size: .87rem; }
-svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .87rem; } th, td { padding: .3rem .6rem; text-align: right; }
-th { border-bottom: 1px solid #9aa0a8; font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-pre { white-space: break-spaces; overflow-wrap: anywhere; font: .87rem/1.5 ui-monospace, monospace; background: #f6f7f9;
-      border-radius: .5rem; padding: .8rem; }
-.legend span { padding: .1rem .5rem; margin-right: .4rem; border-radius: .25rem; font-size: .82rem; }
-footer { margin: 2rem 0; color: #5b626c; font-size: .82rem; }
-"""
-
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name} · bytelm</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{name}</h1>
-{body}
-<footer>Made by <code>bytelm report</code>.</footer>
-</body>
-</html>
-"""

@@ -15,6 +15,8 @@ ROWS: list[set[str]] = [
     {"bytelm.errors", "bytelm.vocab"},
     {
         "bytelm.files",
+        "bytelm.masks",
+        "bytelm.page",
         "bytelm.palette",
         "bytelm.utf8",
         "bytelm.data.documents",
@@ -23,12 +25,13 @@ ROWS: list[set[str]] = [
         "bytelm.data.order",
         "bytelm.data.shard_file",
         "bytelm.data.split",
+        "bytelm.data.workers",
         "bytelm.cli.console",
         "bytelm.cli.interrupt",
         "bytelm.cli.quantities",
     },
-    {"bytelm.data.compression", "bytelm.data.patterns", "bytelm.data.storage"},
-    {"bytelm.data.walk"},
+    {"bytelm.data.compression", "bytelm.data.patterns", "bytelm.data.engine", "bytelm.data.storage"},
+    {"bytelm.data.archives", "bytelm.data.walk"},
     {
         "bytelm.config",
         "bytelm.device",
@@ -38,6 +41,7 @@ ROWS: list[set[str]] = [
         "bytelm.data.shards",
         "bytelm.kv_cache",
     },
+    {"bytelm.attention_flex", "bytelm.attention_torch", "bytelm.attention_xformers"},
     {
         "bytelm.attention",
         "bytelm.averaging",
