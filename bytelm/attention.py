@@ -1,25 +1,24 @@
 """Attention: one door, ``attend``, behind which the backends give the same numbers.
 
-Who sees whom is a ``Mask``: causal, within a local window, within a document. It is made once for a pass and shared
-by all layers of a kind. ``reference`` is the specification: dense masks, float32, the softmax written out. ``torch``
-is the fast one: PyTorch's fused kernel, and for local layers blocks of queries against the few keys that they can
-see, so that the cost grows with the length and not with its square.
+Who sees whom is a ``Mask``: causal, within a local window, within a document. It is made once for a pass, in the form
+that its backend reads, and shared by all layers of a kind. ``reference`` is the specification: dense masks, float32,
+the softmax written out. ``torch`` runs anywhere; ``flex`` and ``xformers`` train on NVIDIA GPUs.
 
-Shapes: B batch, T bytes, H attention heads, G key and value heads, R = H / G query heads of a group, C channels,
-N blocks, P bytes of a block, S keys.
+Shapes: B batch, T bytes, H attention heads, G key and value heads, R = H / G, C channels, M rows, S keys.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AttentionBackend = Literal["torch", "reference"]
-
-_BLOCK: Final = 128  # queries of a block: measured fastest on CPUs for windows of 128 to 512
+from bytelm import attention_flex, attention_torch, attention_xformers
+from bytelm.config import AttentionBackend, AttentionSetting
+from bytelm.errors import ConfigError
+from bytelm.masks import visible_dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +29,15 @@ class Mask:
         length: Bytes T of the pass.
         window_bytes: Bytes that are seen, the present one included; None for all before.
         documents_BT: Number of the document of each byte, non-decreasing; None where each row is one document.
-        visible: What the ``torch`` backend reads: bool, True = seen. Dense (1 or B, 1, T, T); with ``block`` (1 or
-            B, N, P, S); None where the kernel's own causal mask says the same.
-        block: Queries P of a block; 0 for dense.
+        backend: Which one is going to read it.
+        prepared: The same in the form that this backend reads.
     """
 
     length: int
     window_bytes: int | None
     documents_BT: Tensor | None
-    visible: Tensor | None
-    block: int
+    backend: AttentionBackend
+    prepared: Any
 
     @classmethod
     def build(
@@ -49,82 +47,91 @@ class Mask:
         window_bytes: int | None = None,
         documents_BT: Tensor | None = None,
         device: torch.device | str | None = None,
+        backend: AttentionBackend = "torch",
     ) -> "Mask":
         """Prepare the mask of a pass.
 
         Args:
             length: Bytes T.
             window_bytes: Bytes that are seen, the present one included, at least 1; None for all before.
-            documents_BT: Integers that change exactly where a document begins; None where each row is one document.
+            documents_BT: Integers that rise exactly where a document begins; None where each row is one document.
             device: Where the mask is needed.
+            backend: Which is going to read it; that it can run there is what ``choose_backend`` finds out.
         """
         if window_bytes is not None and window_bytes >= length:
             window_bytes = None  # nothing is that far away
-        visible, block = None, 0
-        if window_bytes is not None:
-            visible, block = _visible_in_blocks(length, window_bytes, documents_BT, device)
-        if block == 0 and (window_bytes is not None or documents_BT is not None):
-            visible = visible_dense(length, window_bytes=window_bytes, documents_BT=documents_BT, device=device)
-            visible = visible.unsqueeze(1)
-        return cls(length, window_bytes, documents_BT, visible, block)
+        prepared = None
+        if backend == "torch":
+            prepared = attention_torch.prepare(length, window_bytes, documents_BT, device)
+        elif backend == "flex":
+            prepared = attention_flex.prepare(length, window_bytes, documents_BT, device)
+        elif backend == "xformers":
+            prepared = attention_xformers.prepare(window_bytes, documents_BT, device)
+        return cls(length, window_bytes, documents_BT, backend, prepared)
 
 
-def visible_dense(
-    length: int,
-    *,
-    window_bytes: int | None = None,
-    documents_BT: Tensor | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """The mask written out: the definition that every other form is tested against.
-
-    Args:
-        length: Bytes T.
-        window_bytes: Bytes that are seen, the present one included; None for all before.
-        documents_BT: Number of the document of each byte; None where each row is one document.
-        device: Where the mask is needed.
-
-    Returns:
-        Bool of shape (B, T, T), or (1, T, T) without documents: [b, t, s] is True where byte t sees byte s.
-
-    Example:
-        >>> visible_dense(3, window_bytes=2).int().tolist()
-        [[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]
-    """
-    positions_T = torch.arange(length, device=device)
-    distance_TT = positions_T[:, None] - positions_T[None, :]
-    visible_BTT = (distance_TT >= 0).unsqueeze(0)
-    if window_bytes is not None:
-        visible_BTT = visible_BTT & (distance_TT < window_bytes)
-    if documents_BT is not None:
-        visible_BTT = visible_BTT & (documents_BT[:, :, None] == documents_BT[:, None, :])
-    return visible_BTT
-
-
-def attend(
-    query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Mask, *, backend: AttentionBackend = "torch"
-) -> Tensor:
-    """Causal attention of a pass over its own bytes.
+def attend(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Mask) -> Tensor:
+    """Causal attention of a pass over its own bytes, by the backend that the mask is made for.
 
     Args:
         query_BHTC: Queries, rotated and scaled as the model wants them; scores are divided by sqrt(C).
         key_BGTC: Keys; query head h reads key head h // (H / G).
         value_BGTC: Values.
         mask: Who sees whom, for this T.
-        backend: ``torch``, or ``reference``, which specifies it.
 
     Returns:
         Mixed values of shape (B, H, T, C), in the dtype of the values.
     """
-    if backend == "reference":
-        return _attend_reference(query_BHTC, key_BGTC, value_BGTC, mask)
-    if mask.block:
-        return _attend_blocks(query_BHTC, key_BGTC, value_BGTC, mask)
-    if mask.visible is None:
-        return F.scaled_dot_product_attention(query_BHTC, key_BGTC, value_BGTC, is_causal=True, enable_gqa=True)
-    # Repeated here: of PyTorch's fused kernels, those that take a mask do not all know groups.
-    key_BHTC, value_BHTC = (_for_each_query_head(states, query_BHTC.shape[1]) for states in (key_BGTC, value_BGTC))
-    return F.scaled_dot_product_attention(query_BHTC, key_BHTC, value_BHTC, mask.visible)
+    match mask.backend:
+        case "torch":
+            return attention_torch.attend(query_BHTC, key_BGTC, value_BGTC, mask.prepared)
+        case "flex":
+            return attention_flex.attend(query_BHTC, key_BGTC, value_BGTC, mask.prepared)
+        case "xformers":
+            return attention_xformers.attend(query_BHTC, key_BGTC, value_BGTC, mask.prepared)
+        case "reference":
+            return _attend_reference(query_BHTC, key_BGTC, value_BGTC, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """A backend, and why it is this one: half a sentence for people."""
+
+    backend: AttentionBackend
+    reason: str
+
+
+def choose_backend(
+    setting: AttentionSetting, device: torch.device, *, dtype: torch.dtype, channels: int
+) -> BackendChoice:
+    """What trains on a device: ``auto`` takes the fastest that can, a name is that backend or an error.
+
+    Passes without gradients, whose lengths change from one to the next, are the business of ``torch`` everywhere.
+
+    Args:
+        setting: As in the settings.
+        device: Of the model.
+        dtype: Of queries, keys and values: bfloat16 under autocast.
+        channels: Of an attention head.
+
+    Raises:
+        ConfigError: The backend that is asked for cannot run here; with the reason.
+    """
+    obstacles = {
+        "flex": attention_flex.obstacle(device, channels),
+        "xformers": attention_xformers.obstacle(device, dtype, channels),
+    }
+    if setting != "auto":
+        if obstacle := obstacles.get(setting):
+            raise ConfigError(f"train.attention_backend = {setting} cannot run here: {obstacle}; use auto or torch")
+        return BackendChoice(setting, "as set")
+    if obstacles["flex"] is None:
+        return BackendChoice("flex", "compiled for the mask of packed documents and windows")
+    if obstacles["xformers"] is None:
+        return BackendChoice("xformers", obstacles["flex"])
+    if device.type == "cpu":
+        return BackendChoice("torch", "blocks of a window and documents one by one; the others train on CUDA alone")
+    return BackendChoice("torch", f"{obstacles['flex']}; {obstacles['xformers']}")
 
 
 def attend_range(query_BHMC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, bias_RMS: Tensor) -> Tensor:
@@ -149,83 +156,13 @@ def attend_range(query_BHMC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, bias_
     return mixed.view(query_BHMC.shape)
 
 
-def _for_each_query_head(states_BGTC: Tensor, heads: int) -> Tensor:
-    """Keys or values as often as query heads read them: (B, H, T, C)."""
-    groups = states_BGTC.shape[1]
-    return states_BGTC if groups == heads else states_BGTC.repeat_interleave(heads // groups, dim=1)
-
-
 def _attend_reference(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Mask) -> Tensor:
     with torch.autocast(query_BHTC.device.type, enabled=False):
-        heads = query_BHTC.shape[1]
-        key_BHTC = _for_each_query_head(key_BGTC.float(), heads)
-        value_BHTC = _for_each_query_head(value_BGTC.float(), heads)
-        scores_BHTT = query_BHTC.float() @ key_BHTC.transpose(-1, -2) / math.sqrt(query_BHTC.shape[-1])
+        repeats = query_BHTC.shape[1] // key_BGTC.shape[1]
+        key_BHTC, value_BHTC = (states.float().repeat_interleave(repeats, 1) for states in (key_BGTC, value_BGTC))
+        scores_BHTT = query_BHTC.float() @ key_BHTC.mT / math.sqrt(query_BHTC.shape[-1])
         visible_BTT = visible_dense(
             mask.length, window_bytes=mask.window_bytes, documents_BT=mask.documents_BT, device=query_BHTC.device
         )
         scores_BHTT = scores_BHTT.masked_fill(~visible_BTT.unsqueeze(1), -math.inf)
         return (scores_BHTT.softmax(dim=-1) @ value_BHTC).to(value_BGTC.dtype)
-
-
-def _visible_in_blocks(
-    length: int, window_bytes: int, documents_BT: Tensor | None, device: torch.device | str | None
-) -> tuple[Tensor | None, int]:
-    """Mask of each block of P queries over the block's own keys and the blocks before that its window touches."""
-    block = _BLOCK
-    blocks = -(-length // block)
-    reach = -(-(window_bytes - 1) // block)  # blocks before the own one
-    if reach + 1 >= blocks:
-        return None, 0  # as many keys as the dense mask has
-    keys = (reach + 1) * block
-    query_P = torch.arange(block, device=device)
-    key_S = torch.arange(keys, device=device) - reach * block
-    distance_PS = query_P[:, None] - key_S[None, :]
-    near_PS = (distance_PS >= 0) & (distance_PS < window_bytes)
-    first_N = torch.arange(blocks, device=device) * block
-    real_NS = first_N[:, None] + key_S[None, :] >= 0
-    # A padded query sees itself, padded too: its softmax stays finite and its result is cut off.
-    visible = (near_PS[None] & real_NS[:, None, :]).unsqueeze(0)
-    if documents_BT is not None:
-        padded = F.pad(documents_BT, (0, blocks * block - length), value=-1).unflatten(1, (blocks, block))
-        seen = _with_blocks_before(padded, reach)
-        visible = visible & (padded[..., :, None] == seen[..., None, :])
-    return visible, block
-
-
-def _with_blocks_before(blocked: Tensor, reach: int, dim: int = 1) -> Tensor:
-    """Join each block with the ``reach`` blocks before it (zeros where there are none): (…, N, P, …) → (…, N, S, …)."""
-    shifted = []
-    count = blocked.shape[dim]
-    for distance in range(reach, -1, -1):
-        kept = blocked.narrow(dim, 0, count - distance)
-        before = torch.zeros_like(blocked.narrow(dim, 0, distance))
-        shifted.append(torch.cat((before, kept), dim))
-    return torch.cat(shifted, dim + 1)
-
-
-def _attend_blocks(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Mask) -> Tensor:
-    assert mask.visible is not None
-    batch, heads, length, channels = query_BHTC.shape
-    groups, block = key_BGTC.shape[1], mask.block
-    blocks = mask.visible.shape[1]
-    repeats, keys = heads // groups, mask.visible.shape[3]
-    padding = (0, 0, 0, blocks * block - length)
-
-    def blocked(states_BXTC: Tensor) -> Tensor:  # (B, X, T, C) → (B, N, X, P, C)
-        return F.pad(states_BXTC, padding).unflatten(2, (blocks, block)).transpose(1, 2)
-
-    reach = keys // block - 1
-    # Blocks join the batch, and the query heads of a group join the rows: a key is read once for all of them.
-    query = blocked(query_BHTC).reshape(batch * blocks, groups, repeats * block, channels)
-    key = _gathered(blocked(key_BGTC), reach).flatten(0, 1)
-    value = _gathered(blocked(value_BGTC), reach).flatten(0, 1)
-    visible = mask.visible.expand(batch, -1, -1, -1).reshape(batch * blocks, 1, block, keys)
-    visible = visible.repeat(1, 1, repeats, 1)
-    mixed = F.scaled_dot_product_attention(query, key, value, visible)
-    mixed = mixed.view(batch, blocks, heads, block, channels).transpose(1, 2)
-    return mixed.reshape(batch, heads, blocks * block, channels)[:, :, :length]
-
-
-def _gathered(blocked_BNGPC: Tensor, reach: int) -> Tensor:
-    return _with_blocks_before(blocked_BNGPC.transpose(2, 3), reach).transpose(2, 3)

@@ -21,6 +21,8 @@ AttentionKind = Literal["local", "global"]
 HeadFamily = Literal["linear", "mlp", "transformer"]
 BackwardMode = Literal["auto", "naive", "sequential", "checkpoint"]
 Precision = Literal["auto", "float32", "bfloat16"]
+AttentionBackend = Literal["torch", "flex", "xformers", "reference"]
+AttentionSetting = Literal["auto", "torch", "flex", "xformers", "reference"]
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
 
@@ -134,6 +136,9 @@ class TrainConfig(_Section):
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="seed of the initial weights and of the window order")
     precision: Precision = Field(default="auto", description="of the matrix products; auto is bfloat16 where it pays")
     device: str = Field(default="auto", description="torch device; auto takes CUDA where there is one")
+    attention_backend: AttentionSetting = Field(
+        default="auto", description="what computes attention in training; auto takes the fastest that the device has"
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     validate_every_steps: int = Field(default=200, ge=1, description="steps between two validations")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bytelm.config import HeadFamily, HeadsConfig, ModelConfig
+from bytelm.config import AttentionBackend, HeadFamily, HeadsConfig, ModelConfig
 from bytelm.kv_cache import KVCache
 from bytelm.layers import ALL_ROWS, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass
 from bytelm.vocab import VOCABULARY_SIZE
@@ -30,6 +30,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         model: Of the trunk.
         count: K.
         first_layer: Layers of the trunk; a head that attends takes the cache's layers from there.
+        attention_backend: What computes attention in training.
 
     Attributes:
         count: K.
@@ -40,11 +41,14 @@ class PredictionHeads(nn.Module, abc.ABC):
     cache_layers = 0
     shares_unembedding = True
 
-    def __init__(self, model: ModelConfig, count: int, first_layer: int) -> None:
+    def __init__(
+        self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
+    ) -> None:
         super().__init__()
         del first_layer  # only a family that attends needs a place in the cache
         self.config = model
         self.count = count
+        self.attention_backend: AttentionBackend = attention_backend
         self.norm = RMSNorm(model.d_model, model.norm_epsilon)
 
     @abc.abstractmethod
@@ -120,8 +124,10 @@ class LinearHeads(PredictionHeads):
 
     shares_unembedding = False
 
-    def __init__(self, model: ModelConfig, count: int, first_layer: int) -> None:
-        super().__init__(model, count, first_layer)
+    def __init__(
+        self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
+    ) -> None:
+        super().__init__(model, count, first_layer, attention_backend)
         self.unembedding = Linear(model.d_model, count * VOCABULARY_SIZE)
 
     def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
@@ -155,8 +161,10 @@ class MLPHeads(PredictionHeads):
         The residual block of Cai et al. 2024, arXiv 2401.10774, section 2.1.1, here trained with the trunk.
     """
 
-    def __init__(self, model: ModelConfig, count: int, first_layer: int) -> None:
-        super().__init__(model, count, first_layer)
+    def __init__(
+        self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
+    ) -> None:
+        super().__init__(model, count, first_layer, attention_backend)
         self.layers = nn.ModuleList(Linear(model.d_model, model.d_model) for _ in range(count))
         self.unembedding = Linear(model.d_model, VOCABULARY_SIZE)
 
@@ -176,8 +184,10 @@ class TransformerHeads(PredictionHeads):
         Gloeckle et al. 2024, arXiv 2404.19737, section 2.
     """
 
-    def __init__(self, model: ModelConfig, count: int, first_layer: int) -> None:
-        super().__init__(model, count, first_layer)
+    def __init__(
+        self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
+    ) -> None:
+        super().__init__(model, count, first_layer, attention_backend)
         kind = model.attention_kind(model.layers - 1)
         self.cache_layers = count
         self.blocks = nn.ModuleList(Block(model, kind, first_layer + head) for head in range(count))
@@ -190,7 +200,7 @@ class TransformerHeads(PredictionHeads):
 
     def window_pass(self, hidden_BTD: Tensor, documents_BT: Tensor | None) -> Pass | None:
         """See ``PredictionHeads``."""
-        return WindowPass.build(self.config, hidden_BTD, documents_BT)
+        return WindowPass.build(self.config, hidden_BTD, documents_BT, backend=self.attention_backend)
 
     def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
         """See ``PredictionHeads``."""
@@ -210,6 +220,8 @@ FAMILIES: Final[dict[HeadFamily, type[PredictionHeads]]] = {
 """Class of each head family."""
 
 
-def build_heads(model: ModelConfig, heads: HeadsConfig, first_layer: int) -> PredictionHeads:
+def build_heads(
+    model: ModelConfig, heads: HeadsConfig, first_layer: int, attention_backend: AttentionBackend = "torch"
+) -> PredictionHeads:
     """Make the heads that the settings name."""
-    return FAMILIES[heads.family](model, heads.count, first_layer)
+    return FAMILIES[heads.family](model, heads.count, first_layer, attention_backend)

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import torch
 
+from bytelm.attention import BackendChoice, choose_backend
 from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, save_checkpoint, set_aside
 from bytelm.config import PATH_OF_CONFIG, HeadsConfig, ModelConfig, RunConfig, TrainConfig
 from bytelm.data.loader import WindowLoader
@@ -95,6 +96,8 @@ class Job:
     run: Path
     device: torch.device
     precision: PrecisionUsed
+    attention: BackendChoice
+    """What computes attention, and why."""
     model: ByteLM
     optimizer: Optimizer
     loader: WindowLoader
@@ -162,7 +165,14 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    model = ByteLM(config.model, config.heads).to(device)
+    precision = choose_precision(settings, device)
+    attention = choose_backend(
+        settings.attention_backend,
+        device,
+        dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
+        channels=config.model.head_channels,
+    )
+    model = ByteLM(config.model, config.heads, attention_backend=attention.backend).to(device)
     optimizer = make_optimizer(model, settings)
     loader = stack.enter_context(
         WindowLoader(
@@ -195,7 +205,8 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
         corpus=source,
         run=run,
         device=device,
-        precision=choose_precision(settings, device),
+        precision=precision,
+        attention=attention,
         model=model,
         optimizer=optimizer,
         loader=loader,

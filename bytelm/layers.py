@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.attention import Mask, attend, attend_range
-from bytelm.config import AttentionKind, ModelConfig
+from bytelm.config import AttentionBackend, AttentionKind, ModelConfig
 from bytelm.kv_cache import KVCache, key_range
 
 ALL_ROWS = slice(None)
@@ -118,7 +118,13 @@ class WindowPass:
 
     @classmethod
     def build(
-        cls, config: ModelConfig, states_BT: Tensor, documents_BT: Tensor | None, cache: KVCache | None = None
+        cls,
+        config: ModelConfig,
+        states_BT: Tensor,
+        documents_BT: Tensor | None,
+        cache: KVCache | None = None,
+        *,
+        backend: AttentionBackend = "torch",
     ) -> "WindowPass":
         """Prepare a pass.
 
@@ -127,7 +133,11 @@ class WindowPass:
             states_BT: Anything whose first dimensions are B, T, on the device of the pass.
             documents_BT: Number of the document of each byte; None where each row is one document.
             cache: Empty, to be filled.
+            backend: What computes attention where gradients are wanted. Other passes, whose lengths change from one
+                to the next, take ``torch``.
         """
+        if not torch.is_grad_enabled():
+            backend = "torch"
         length, device = states_BT.shape[1], states_BT.device
         cosine_TC, sine_TC = rotary_tables(torch.arange(length, device=device), config.head_channels, config.rope_base)
         if documents_BT is None:
@@ -136,7 +146,13 @@ class WindowPass:
             positions_BT1 = document_positions(documents_BT).unsqueeze(2)
             rotary = Rotary(cosine_TC[positions_BT1], sine_TC[positions_BT1])
         masks: dict[AttentionKind, Mask] = {
-            kind: Mask.build(length, window_bytes=_window_bytes(config, kind), documents_BT=documents_BT, device=device)
+            kind: Mask.build(
+                length,
+                window_bytes=_window_bytes(config, kind),
+                documents_BT=documents_BT,
+                device=device,
+                backend=backend,
+            )
             for kind in set(config.attention_pattern)
         }
         return cls(rotary, masks, cache)

@@ -83,7 +83,9 @@ def multi_byte_loss(
         nats_K = _checkpointed_nats(model.heads, hidden_BTD, batch)
         loss = (nats_K / divisor_K).sum()
     else:
-        loss, nats_K = _SequentialHeads.apply(model.heads, batch, divisor_K, hidden_BTD, *model.heads.parameters())
+        shared = model.heads.window_pass(hidden_BTD, batch.documents_BT)
+        arguments = (model.heads, shared, batch, divisor_K, hidden_BTD, *model.heads.parameters())
+        loss, nats_K = _SequentialHeads.apply(*arguments)
     bits_K = nats_K.detach() / valid_count_K.clamp(min=1) / math.log(2)
     return TrainOutput(loss, bits_K, valid_count_K)
 
@@ -124,13 +126,18 @@ class _SequentialHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, heads: PredictionHeads, batch: PackedBatch, divisor_K: Tensor, hidden_BTD: Tensor, *parameters: Tensor
+        ctx: Any,
+        heads: PredictionHeads,
+        shared: Pass | None,
+        batch: PackedBatch,
+        divisor_K: Tensor,
+        hidden_BTD: Tensor,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        hidden_BTD = hidden_BTD.detach().requires_grad_(ctx.needs_input_grad[3])
+        hidden_BTD = hidden_BTD.detach().requires_grad_(ctx.needs_input_grad[4])
         wanted = [state for state in (hidden_BTD, *parameters) if state.requires_grad]
         gradients: list[Tensor | None] = [None] * len(wanted)
         nats = []
-        shared = heads.window_pass(hidden_BTD, batch.documents_BT)
         for head in range(heads.count):
             with torch.enable_grad():
                 nats_1 = _head_nats(heads, head, hidden_BTD, shared, batch)
@@ -150,9 +157,9 @@ class _SequentialHeads(torch.autograd.Function):
                 "heads that are back-propagated one after another have no second derivative; set heads.backward = naive"
             )
         gradients = iter(ctx.saved_tensors)
-        found = [next(gradients) if wanted else None for wanted in ctx.needs_input_grad[3:]]
+        found = [next(gradients) if wanted else None for wanted in ctx.needs_input_grad[4:]]
         grad_loss = grad_outputs[0]  # the nats of each head carry no gradient
-        return (None, None, None, *(None if gradient is None else gradient * grad_loss for gradient in found))
+        return (None, None, None, None, *(None if gradient is None else gradient * grad_loss for gradient in found))
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bytelm.config import HeadsConfig, ModelConfig, trunk_layers
+from bytelm.config import AttentionBackend, HeadsConfig, ModelConfig, trunk_layers
 from bytelm.heads import build_heads
 from bytelm.kv_cache import BUCKET, KVCache, slots_for
 from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
@@ -25,16 +25,20 @@ class ByteLM(nn.Module):
     Args:
         model: Shape of the trunk.
         heads: Family and number of the prediction heads.
+        attention_backend: What computes attention in training, as ``choose_backend`` found out.
     """
 
-    def __init__(self, model: ModelConfig, heads: HeadsConfig) -> None:
+    def __init__(
+        self, model: ModelConfig, heads: HeadsConfig, *, attention_backend: AttentionBackend = "torch"
+    ) -> None:
         super().__init__()
         self.config = model
         self.heads_config = heads
+        self.attention_backend: AttentionBackend = attention_backend
         layers = trunk_layers(model, heads)
         self.embedding = nn.Parameter(torch.empty(VOCABULARY_SIZE, model.d_model))
         self.layers = nn.ModuleList(Block(model, model.attention_kind(layer), layer) for layer in range(layers))
-        self.heads = build_heads(model, heads, layers)
+        self.heads = build_heads(model, heads, layers, attention_backend)
         self.initialize()
 
     @torch.no_grad()
@@ -84,7 +88,8 @@ class ByteLM(nn.Module):
         Returns:
             (B, T, D).
         """
-        return self._through(inputs_BT, WindowPass.build(self.config, inputs_BT, documents_BT))
+        shared = WindowPass.build(self.config, inputs_BT, documents_BT, backend=self.attention_backend)
+        return self._through(inputs_BT, shared)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for all layers of the trunk and of the heads.

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bytelm.attention import visible_dense
 from bytelm.config import PRESETS, HeadFamily, HeadsConfig, ModelConfig, RunConfig
 from bytelm.heads import FAMILIES
 from bytelm.kv_cache import BUCKET
+from bytelm.masks import visible_dense
 from bytelm.model import ByteLM
 from bytelm.packing import pack
 from bytelm.vocab import EOD, VOCABULARY_SIZE
