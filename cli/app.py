@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bytelm.cli import console
+from bytelm.cli.doctor import doctor
 from bytelm.cli.evaluate import evaluate
 from bytelm.cli.generate import generate
 from bytelm.cli.ingest import ingest
@@ -56,6 +57,7 @@ app.command()(train)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(report)
+app.command()(doctor)
 
 
 def run(arguments: list[str] | None = None) -> int:
