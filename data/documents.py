@@ -1,10 +1,16 @@
-"""What a source gives: documents, any bytes at all, read in blocks; and paths that give none, with the reason."""
+"""What sources give: units that are read in one go, the documents in them, and what gives none, with the reason.
+
+Documents are any bytes at all, in blocks. What went wrong with one is a ``SourceError`` that says whether the system
+refused or the bytes are not what they should be.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+
+from bytelm.errors import SourceError
 
 SkipReason = Literal[
     "empty",
@@ -82,6 +88,52 @@ class Skipped:
     reason: SkipReason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How sources are read.
+
+    Attributes:
+        include: Patterns as in ``.gitignore``, against the path below the source; where there are any, only what
+            matches is read. An archive is looked into like a source of its own, unless a pattern names it as a whole.
+        exclude: Patterns of the same kind; what matches is left out, whatever is included.
+        gitignore: Leave out what the ``.gitignore`` files of the sources name.
+        follow_links: Read what symbolic links inside folders point to.
+        raw: Open nothing: archives, compressed files and tables are documents as they are.
+        field: Column of tables whose text becomes documents; without it they are documents as they are, and ``text``
+            is the column of data sets.
+        most_expansion: Most bytes of content for each stored byte, from 64 MiB of content on.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    gitignore: bool = False
+    follow_links: bool = False
+    raw: bool = False
+    field: str | None = None
+    most_expansion: float = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is read in one go: a file, an archive, or a part of a table.
+
+    Attributes:
+        source: Index of the source that it was found in.
+        address: Local path, or URL as UTF-8.
+        form: How it is read.
+        stored_bytes: Its size, or its part's, as it is stored; 0 where that is not known.
+        part: Which part of the file, from 0.
+        parts: How many parts the file has.
+    """
+
+    source: int
+    address: bytes
+    form: str
+    stored_bytes: int
+    part: int = 0
+    parts: int = 1
+
+
 def name_of(path: Path | str) -> str:
     r"""A path as text that every encoding takes: bytes that are not UTF-8 as ``\xNN``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -90,3 +142,16 @@ def name_of(path: Path | str) -> str:
 def shown_path(path: bytes) -> str:
     """A path in quotes, fit for a message: control characters are escaped, too."""
     return repr(path.decode("utf-8", "backslashreplace"))
+
+
+def unreadable(path: bytes, error: OSError | ValueError) -> SourceError:
+    """What to raise where the system refuses a path."""
+    if isinstance(error, FileNotFoundError):
+        return SourceError(f"cannot read {shown_path(path)}: there is no such file or folder; check the path")
+    cause = " ".join((getattr(error, "strerror", None) or str(error)).lower().split()) or type(error).__name__
+    return SourceError(f"cannot read {shown_path(path)}: {cause}; make it readable or leave it out")
+
+
+def damaged(name: bytes, what: str, remedy: str = "get it anew or leave it out") -> SourceError:
+    """What to raise where a document's bytes are not what its form promises."""
+    return SourceError(f"{shown_path(name)} is damaged: {what}; {remedy}", reason="damaged")

@@ -1,29 +1,58 @@
-"""Where documents come from: files and folders, any bytes at all, listed as units and read in blocks.
+"""Where documents come from, listed as units and read in blocks; any bytes at all, in constant memory.
 
-A source is a file or a folder. A file is one document. A folder gives every regular file below it, hidden ones too,
-in the order of their path bytes; symbolic links, sockets, pipes and devices are passed over and named. A symbolic link
-that is itself named as a source is followed: someone asked for it.
+A source is a file, a folder, a pattern (``'logs/*.txt'``), an fsspec address of one of these (``s3://bucket/x``), a
+Hugging Face data set (``hf:NAME[:config[:split]]``), or standard input (``-``). A folder gives every regular file below
+it, hidden ones too, in the order of their path bytes; symbolic links, sockets, pipes and devices are passed over and
+named. A symbolic link that is itself named as a source is followed: someone asked for it.
 
-Listing and reading are apart: ``find_units`` says what there is, in order, without reading it; ``read_unit`` reads one
+The name of a file says what it is taken for, and its first bytes must agree:
+
+    .gz .bz2 .xz .lzma .zst           one document, decompressed
+    .tar .tar.* .tgz .tbz2 .txz …     a document for each file in it
+    .zip                              the same
+    .jsonl .jsonl.* .parquet          a document for each row, where a field is named
+    everything else                   one document, as it is; archives in archives, too
+
+Listing and reading are apart: ``find_units`` says what there is, in order, and hardly reads; ``read_unit`` reads one
 unit, in any process, and gives the same documents each time.
 """
 
+import glob
+import itertools
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from bytelm.data.documents import BLOCK_BYTES, SKIP_REASONS, Document, Skipped, SkipReason, name_of, shown_path
+from bytelm.data import tables
+from bytelm.data.addresses import blocks_of, opened
+from bytelm.data.compression import COMPRESSIONS
+from bytelm.data.documents import (
+    SKIP_REASONS,
+    Document,
+    ReadOptions,
+    Skipped,
+    SkipReason,
+    Unit,
+    name_of,
+    shown_path,
+    unreadable,
+)
 from bytelm.data.kinds import KINDS
 from bytelm.data.kinds import kind_of as _kind_of
-from bytelm.errors import SourceError
+from bytelm.data.patterns import PathFilter, below
+from bytelm.data.reading import WHOLE, read_unit
+from bytelm.data.storage import file_system_of, is_remote, retried
+from bytelm.data.walk import FileIdentity, Unlisted, walk
+from bytelm.errors import ConfigError, SourceError
 
 __all__ = [
     "KINDS",
     "SKIP_REASONS",
+    "STANDARD_INPUT",
     "Document",
     "FileIdentity",
     "ReadOptions",
@@ -39,55 +68,25 @@ __all__ = [
     "shown_path",
 ]
 
-FileIdentity = tuple[int, int]
-"""Device and inode: what tells that two paths are one folder."""
-
 STANDARD_INPUT: Final = "-"
 """The source that is standard input."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadOptions:
-    """How sources are read.
-
-    Attributes:
-        include: Patterns as in ``.gitignore``; where there are any, only what matches is read.
-        exclude: Patterns as in ``.gitignore``; what matches is left out.
-        gitignore: Leave out what the ``.gitignore`` files of the sources name.
-        follow_links: Read what symbolic links inside folders point to.
-        raw: Open nothing: archives, compressed files and tables are documents as they are.
-        field: Column of tables whose text becomes documents; without it they are documents as they are.
-        most_expansion: Most raw bytes for each stored byte, from 64 MiB raw on.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    gitignore: bool = False
-    follow_links: bool = False
-    raw: bool = False
-    field: str | None = None
-    most_expansion: float = 1000.0
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What is read in one go: a file, an archive, or a part of a table.
-
-    Attributes:
-        source: Index of the source that it was found in.
-        address: Local path, or URL as UTF-8.
-        form: How it is read.
-        stored_bytes: Its size as it is stored; 0 where that is not known.
-        part: Which part of the file, from 0.
-        parts: How many parts the file has.
-    """
-
-    source: int
-    address: bytes
-    form: str
-    stored_bytes: int
-    part: int = 0
-    parts: int = 1
+_ENDINGS: Final = {
+    b"tgz": "tar+gz",
+    b"taz": "tar+gz",
+    b"tbz": "tar+bz2",
+    b"tbz2": "tar+bz2",
+    b"txz": "tar+xz",
+    b"tlz": "tar+lzma",
+    b"tzst": "tar+zst",
+    b"tar": "tar",
+    b"zip": "zip",
+    b"jsonl": "jsonl",
+    b"parquet": "parquet",
+    **{compression.encode(): f"+{compression}" for compression in COMPRESSIONS},
+}
+_DEFAULTS: Final = ReadOptions()
+_TABLES: Final = ("jsonl", "parquet")
 
 
 def find_units(
@@ -106,38 +105,220 @@ def find_units(
         stdin: File that holds what was read from standard input, for the source ``-``.
 
     Yields:
-        A ``Unit`` for everything that is to be read, empty files too, and a ``Skipped`` for everything else but
-        folders.
+        A ``Unit`` for everything that is to be read, empty files and folders that cannot be listed too (``read_unit``
+        then says why), and a ``Skipped`` for everything else but folders.
 
     Raises:
-        SourceError: A source is missing or is neither a file nor a folder, or a folder cannot be listed.
+        ConfigError: An option is impossible.
+        SourceError: A source is missing, cannot be reached, or is neither a file nor a folder.
     """
-    del options
+    listing = _Listing(options, without)
     for number, source in enumerate(sources):
-        path = os.fsencode(stdin) if source == STANDARD_INPUT and stdin is not None else os.fsencode(source)
-        status = _status(path)
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(path, number, without)
+        if source == STANDARD_INPUT:
+            assert stdin is not None, "standard input is kept in a file by who asks for it"
+            yield Unit(number, os.fsencode(stdin), "file", stdin.stat().st_size)
+        elif source.startswith(tables.DATASET):
+            whole_name, parts = tables.dataset_parts(source)
+            for part in range(parts):
+                yield Unit(number, os.fsencode(whole_name), "hf", 0, part, parts)
+        elif is_remote(source):
+            yield from listing.remote(number, source)
         else:
-            yield Unit(number, path, "file", status.st_size)
+            for path in _named_paths(source):
+                yield from listing.local(number, path)
 
 
-def read_unit(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
-    """The documents of a unit, in order; the same ones each time while nobody changes the source.
-
-    Args:
-        unit: What ``find_units`` gave.
-        options: The options that it was found with.
-
-    Yields:
-        A ``Document`` for each that is to be read, empty ones too, and a ``Skipped`` for what gives none.
+def check_sources(sources: Sequence[str | Path], options: ReadOptions = _DEFAULTS) -> None:
+    """See that every source of this machine exists, and that the options make sense, before anything is written.
 
     Raises:
-        SourceError: The rest of the unit cannot be read, or is damaged; its ``reason`` says which. An error out of
-            ``Document.blocks`` concerns that document; this iterator can then be asked on.
+        ConfigError: An option is impossible.
+        SourceError: A source is missing or is neither a file nor a folder, or there is none.
     """
-    del options
-    yield Document(unit.address, partial(_file_blocks, unit.address, unit.stored_bytes))
+    _check_options(options)
+    if not sources:
+        raise SourceError("nothing to ingest: name at least one file or folder")
+    for source in [str(source) for source in sources]:
+        if source != STANDARD_INPUT and not source.startswith(tables.DATASET) and not is_remote(source):
+            for path in _named_paths(source):
+                _status(path)
+
+
+def _check_options(options: ReadOptions) -> None:
+    PathFilter(options.include, options.exclude)
+    if options.raw and options.field is not None:
+        raise ConfigError(f"raw and field = {options.field!r} contradict each other: raw opens no table; drop one")
+    if options.field == "":
+        raise ConfigError("field = '': this names no column; leave it out to read tables as they are")
+    if not options.most_expansion >= 1:
+        raise ConfigError(f"most_expansion = {options.most_expansion}: at least 1 is needed; 1000 is the default")
+
+
+class _Listing:
+    """How files become units."""
+
+    def __init__(self, options: ReadOptions, without: Collection[FileIdentity]) -> None:
+        _check_options(options)
+        self._options = options
+        self._without = without
+        self._paths = PathFilter(options.include, options.exclude)
+
+    def local(self, source: int, path: bytes) -> Iterator[Unit | Skipped]:
+        """Units of a file or folder of this machine.
+
+        Raises:
+            SourceError: It is neither, or cannot be listed.
+        """
+        status = _status(path)
+        if not stat.S_ISDIR(status.st_mode):
+            yield from self._file(source, path, path.rpartition(b"/")[2], status.st_size)
+            return
+        follow_links = self._options.follow_links
+        found = walk(
+            path,
+            self._paths,
+            gitignore=self._options.gitignore,
+            follow_links=follow_links,
+            without=self._without,
+        )
+        begin = below(path)
+        for one in found:
+            if isinstance(one, Skipped):
+                yield one
+            elif isinstance(one, Unlisted):
+                yield Unit(source, one.path, "folder", 0)
+            else:
+                try:
+                    size = one.stat(follow_symlinks=follow_links).st_size
+                except OSError:
+                    size = 0  # whoever reads it finds out what is wrong
+                yield from self._file(source, one.path, one.path[begin:], size)
+
+    def remote(self, source: int, address: str) -> Iterator[Unit | Skipped]:
+        """Units of a file, a folder or a pattern behind an fsspec address.
+
+        Raises:
+            ConfigError: The scheme is unknown.
+            SourceError: There is nothing, or it cannot be reached.
+        """
+        files, path = file_system_of(address)
+        try:
+            found = retried(partial(_remote_files, files, path))
+        except OSError as error:
+            raise unreadable(os.fsencode(address), error) from error
+        for name, begin, size in found:
+            url = os.fsencode(files.unstrip_protocol(name))
+            yield from self._file(source, url, os.fsencode(name[begin:]), size)
+
+    def _file(self, source: int, address: bytes, below: bytes, size: int) -> Sequence[Unit | Skipped]:
+        form = "file" if self._options.raw else _form(below, has_field=self._options.field is not None)
+        if form.startswith(("tar", "zip")):
+            if not self._paths.enters(below):
+                return (Skipped(address, "excluded"),)
+            return (Unit(source, address, form + WHOLE if self._paths.keeps(below) else form, size),)
+        if not self._paths.keeps(below):
+            return (Skipped(address, "excluded"),)
+        if form in _TABLES:
+            return _parts(source, address, form, size)
+        return (Unit(source, address, form, size),)
+
+
+def _form(name: bytes, *, has_field: bool) -> str:
+    """What a name says how a file is read: ``file`` as it is, or what it is, ``+`` and how it is compressed."""
+    stem, dot, ending = name.lower().rpartition(b".")
+    form = _ENDINGS.get(ending, "file") if dot else "file"
+    if form in _TABLES and not has_field:
+        return "file"
+    if form.startswith("+"):
+        _, dot, ending = stem.rpartition(b".")
+        inner = _ENDINGS.get(ending, "") if dot else ""
+        if inner == "tar" or (inner == "jsonl" and has_field):
+            return inner + form
+        return "file" + form
+    return form
+
+
+def _parts(source: int, address: bytes, form: str, size: int) -> Sequence[Unit]:
+    """A table in parts: the lines that begin in each ``PART_BYTES``, or some row groups each."""
+    if form == "parquet":
+        parts = _parquet_parts(address, size)
+        edges = [size * part // parts for part in range(parts + 1)]
+    elif address.lower().startswith((b"http:", b"https:")):
+        edges = [0, size]  # not any web server can send a part
+    else:
+        edges = [*range(0, max(size, 1), tables.PART_BYTES), size]
+    return [
+        Unit(source, address, form, end - begin, part, len(edges) - 1)
+        for part, (begin, end) in enumerate(itertools.pairwise(edges))
+    ]
+
+
+def _parquet_parts(address: bytes, size: int) -> int:
+    try:
+        with opened(address) as file:
+            return tables.parquet_parts(file, address, size)
+    except SourceError:
+        return 1  # whoever reads it finds out what is wrong
+
+
+def _named_paths(source: str) -> list[bytes]:
+    """The path that a source is, or those that it matches as a pattern if there is no such path.
+
+    Raises:
+        SourceError: There is neither.
+    """
+    scheme, _, rest = source.partition("://")
+    name = rest if rest and scheme.lower() in ("file", "local") else source
+    path = os.fsencode(name)
+    if os.path.lexists(path) or not glob.has_magic(name):
+        return [path]
+    # In this order what a folder holds follows it; it is read with the folder, not once more.
+    matches = sorted(os.fsencode(match).rstrip(b"/") + b"/" for match in glob.glob(name, recursive=True))  # noqa: PTH207
+    found: list[bytes] = []
+    for match in matches:
+        if not (found and match.startswith(found[-1])):
+            found.append(match)
+    if not found:
+        raise SourceError(f"cannot read {shown_path(path)}: no file or folder matches this pattern; check it")
+    return [match.rstrip(b"/") or b"/" for match in found]
+
+
+def _remote_files(files: Any, path: str) -> list[tuple[str, int, int]]:
+    """Every file of an fsspec file system that a path stands for, in the order of names.
+
+    Returns:
+        Its name, where the part below the path begins in it, and its size, 0 if that is not known.
+    """
+    files.invalidate_cache()  # what others have written since counts
+    try:
+        named = [files.info(path)]
+    except FileNotFoundError:
+        named = list(files.glob(path, detail=True).values()) if glob.has_magic(path) else []
+        if not named:
+            raise
+    found: dict[str, tuple[int, int]] = {}
+    for about in named:
+        name = about["name"]
+        if about["type"] == "directory":
+            root = name.rstrip("/")
+            for inner, inner_about in files.find(root, detail=True).items():
+                found.setdefault(inner, (len(root) + 1, inner_about["size"] or 0))
+        else:
+            found.setdefault(name, (name.rfind("/") + 1, about["size"] or 0))
+    return [(name, *found[name]) for name in sorted(found, key=os.fsencode)]
+
+
+def _status(path: bytes) -> os.stat_result:
+    try:
+        status = os.stat(path)  # noqa: PTH116  a bytes path is no Path
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        raise SourceError(
+            f"cannot ingest {shown_path(path)}: it is neither a file nor a folder; name one of these, "
+            "or send it to standard input and name that: -"
+        )
+    return status
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,106 +329,18 @@ class _FoundDocument:
     source: int
 
     def blocks(self) -> Iterator[bytes]:
-        return _file_blocks(self.path, 0)
+        return blocks_of(self.path, 0)
 
 
 def find_documents(
     sources: Sequence[Path], *, without: Collection[FileIdentity] = ()
 ) -> Iterator[_FoundDocument | Skipped]:
     """Every document below the sources, without opening archives."""
-    for found in find_units([os.fspath(source) for source in sources], ReadOptions(), without=without):
+    options = ReadOptions(raw=True)
+    for found in find_units([os.fspath(source) for source in sources], options, without=without):
         yield found if isinstance(found, Skipped) else _FoundDocument(found.address, found.source)
 
 
 def kind_of(beginning: bytes) -> int:
     """Kind of a document without a name."""
     return _kind_of(b"", beginning)
-
-
-def check_sources(sources: Sequence[str | Path], options: ReadOptions | None = None) -> None:
-    """See that every source exists and can be listed, before anything is written.
-
-    Raises:
-        SourceError: One is missing or of another kind, or there is none.
-    """
-    del options
-    if not sources:
-        raise SourceError("nothing to ingest: name at least one file or folder")
-    for source in sources:
-        if source != STANDARD_INPUT:
-            _status(os.fsencode(source))
-
-
-def _file_blocks(path: bytes, expected_bytes: int) -> Iterator[bytes]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # One byte more than is expected: a small file then costs one small block and a read that finds the end.
-            while data := os.read(descriptor, min(max(expected_bytes, 4095) + 1, BLOCK_BYTES)):
-                yield data
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _walk(root: bytes, source: int, without: Collection[FileIdentity]) -> Iterator[Unit | Skipped]:
-    pending = [_entries(root)]  # a stack and no recursion: folders may be nested deeper than Python recurses
-    while pending:
-        entry = next(pending[-1], None)
-        if entry is None:
-            pending.pop()
-        elif entry.is_symlink():
-            yield Skipped(entry.path, "link")
-        elif entry.is_dir(follow_symlinks=False):
-            if not (without and _identity(entry) in without):
-                pending.append(_entries(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            yield Unit(source, entry.path, "file", _size(entry))
-        else:
-            yield Skipped(entry.path, "special")
-
-
-def _entries(folder: bytes) -> "Iterator[os.DirEntry[bytes]]":
-    """What a folder holds, sorted so that a walk gives whole paths in the order of their bytes."""
-    try:
-        with os.scandir(folder) as listing:
-            # "a/b" stands behind "a-b" in the order of whole paths, though "a" stands before it: the slash counts.
-            entries = sorted(
-                listing, key=lambda entry: entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"")
-            )
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    return iter(entries)
-
-
-def _identity(entry: "os.DirEntry[bytes]") -> FileIdentity:
-    try:
-        status = entry.stat(follow_symlinks=False)
-    except OSError as error:
-        raise _unreadable(entry.path, error) from error
-    return status.st_dev, status.st_ino
-
-
-def _size(entry: "os.DirEntry[bytes]") -> int:
-    try:
-        return entry.stat(follow_symlinks=False).st_size
-    except OSError:
-        return 0  # whoever reads it finds out what is wrong
-
-
-def _status(path: bytes) -> os.stat_result:
-    try:
-        status = os.stat(path)  # noqa: PTH116  a bytes path is no Path
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
-        raise SourceError(f"cannot ingest {shown_path(path)}: it is neither a file nor a folder; name one of these")
-    return status
-
-
-def _unreadable(path: bytes, error: OSError | ValueError) -> SourceError:
-    if isinstance(error, FileNotFoundError):
-        return SourceError(f"cannot read {shown_path(path)}: there is no such file or folder; check the path")
-    cause = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-    return SourceError(f"cannot read {shown_path(path)}: {cause}; make it readable or leave it out")

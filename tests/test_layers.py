@@ -32,7 +32,8 @@ ROWS: list[set[str]] = [
         "bytelm.cli.quantities",
     },
     {"bytelm.data.compression", "bytelm.data.patterns", "bytelm.data.engine", "bytelm.data.storage"},
-    {"bytelm.data.archives", "bytelm.data.walk"},
+    {"bytelm.data.addresses", "bytelm.data.archives", "bytelm.data.tables", "bytelm.data.walk"},
+    {"bytelm.data.reading"},
     {
         "bytelm.config",
         "bytelm.device",

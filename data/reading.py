@@ -1,0 +1,111 @@
+"""One unit read: the documents of a file, an archive or a part of a table, in any process and always the same."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Final
+
+from bytelm.data import archives, tables
+from bytelm.data.addresses import blocks_of, opened
+from bytelm.data.compression import MAGIC_BYTES, Allowance, Forward, decompress, fits
+from bytelm.data.documents import Document, ReadOptions, Skipped, Unit, shown_path
+from bytelm.data.patterns import PathFilter
+from bytelm.data.walk import list_folder
+from bytelm.errors import SourceError
+
+WHOLE: Final = "!"
+"""Ends the form of an archive that is included as a whole."""
+
+_FIELD_OF_DATASETS: Final = "text"
+
+
+def read_unit(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
+    """The documents of a unit, in order; the same ones each time while nobody changes the source.
+
+    Args:
+        unit: What ``find_units`` gave.
+        options: The options that it was found with.
+
+    Yields:
+        A ``Document`` for each that is to be read, empty ones too, and a ``Skipped`` for what gives none.
+
+    Raises:
+        SourceError: The rest of the unit cannot be read, or is damaged; its ``reason`` says which. An error out of
+            ``Document.blocks`` concerns that document; this iterator can then be asked on.
+    """
+    address, form = unit.address, unit.form.removesuffix(WHOLE)
+    if form == "file":
+        yield Document(address, partial(blocks_of, address, unit.stored_bytes))
+    elif form == "folder":
+        list_folder(address, gitignore=options.gitignore, follow_links=options.follow_links)
+        raise SourceError(f"cannot read {shown_path(address)}: it could not be listed, but now it can; try again")
+    elif form == "hf":
+        yield from tables.dataset_rows(os.fsdecode(address), options.field or _FIELD_OF_DATASETS, unit.part, unit.parts)
+    elif form == "jsonl" and unit.parts > 1:
+        yield from _read_lines(unit, options)
+    elif form in ("zip", "parquet"):
+        yield from _read_seekable(unit, form, options)
+    else:
+        yield from _read_stream(unit, form, options)
+
+
+def _read_seekable(unit: Unit, form: str, options: ReadOptions) -> Iterator[Document | Skipped]:
+    """Documents of what is not read from its beginning to its end."""
+    address = unit.address
+    allowance = Allowance(address, unit.stored_bytes, options.most_expansion)
+    is_form = archives.is_zip if form == "zip" else tables.is_parquet
+    with opened(address) as file:
+        fits_form = is_form(file.read(MAGIC_BYTES))
+        file.seek(0)
+        if not fits_form:
+            if unit.part == 0:
+                yield Document(address, partial(blocks_of, address, 0))
+        elif form == "zip":
+            yield from _members(unit, archives.zip_members(file, address, allowance), options)
+        else:
+            yield from tables.parquet_rows(file, address, _field(options), unit.part, unit.parts, allowance)
+
+
+def _read_stream(unit: Unit, form: str, options: ReadOptions) -> Iterator[Document | Skipped]:
+    """Documents of what is read from its beginning to its end, decompressed where it is compressed."""
+    address = unit.address
+    inner, _, compression = form.partition("+")
+    content = Forward(blocks_of(address, unit.stored_bytes))
+    if compression:
+        if not fits(compression, content.peek(MAGIC_BYTES)):
+            yield Document(address, content.rest)
+            return
+        allowance = Allowance(address, unit.stored_bytes, options.most_expansion)
+        content = Forward(allowance.giving(decompress(compression, allowance.reading(content.rest()), address)))
+    if inner == "tar" and archives.is_tar(content.peek(archives.TAR_BLOCK_BYTES)):
+        allowance = Allowance(address, unit.stored_bytes, options.most_expansion)
+        yield from _members(unit, archives.tar_members(content, address, allowance), options)
+    elif inner == "jsonl":
+        yield from tables.json_rows(content, address, _field(options))
+    else:
+        yield Document(address, content.rest)
+
+
+def _members(unit: Unit, found: Iterator[Document | Skipped], options: ReadOptions) -> Iterator[Document | Skipped]:
+    """What is read of an archive: it is looked into like a source of its own."""
+    paths = PathFilter(() if unit.form.endswith(WHOLE) else options.include, options.exclude)
+    begin = len(unit.address) + len(archives.SEPARATOR)
+    for one in found:
+        if isinstance(one, Document) and not paths.keeps(one.name[begin:]):
+            yield Skipped(one.name, "excluded")
+        else:
+            yield one
+
+
+def _read_lines(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
+    """Documents of a part of a file of JSON lines."""
+    # From one byte before the part on: if that ends a line, the next one is the part's.
+    begin = max(0, unit.part * tables.PART_BYTES - 1)
+    content = Forward(blocks_of(unit.address, 0, begin), begin)
+    end = (unit.part + 1) * tables.PART_BYTES if unit.part + 1 < unit.parts else None
+    yield from tables.json_rows(content, unit.address, _field(options), end=end, is_part=True)
+
+
+def _field(options: ReadOptions) -> str:
+    assert options.field is not None, "the unit is a table because a field was asked for"
+    return options.field
