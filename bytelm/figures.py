@@ -1,10 +1,10 @@
-"""Figures of a run as inline SVG: bits per byte of every head, acceptance of every head.
+"""Figures as inline SVG: of a run its heads' bits per byte and acceptance, of a corpus its kinds, lengths and bytes.
 
 Drawn without pyplot, which would choose a backend and keep every figure in a global list.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import matplotlib
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
+from bytelm.data.kinds import GROUPS
 from bytelm.palette import head_colour
 
 _STYLE: Final[dict[RcKeyType, Any]] = {
@@ -26,6 +27,7 @@ _STYLE: Final[dict[RcKeyType, Any]] = {
     "axes.edgecolor": "#9aa0a8",
     "axes.axisbelow": True,
 }
+_BARS: Final[dict[str, Any]] = {"color": head_colour(1, 2), "edgecolor": "#ffffff", "linewidth": 0.4}
 
 
 def bits_per_byte_curves(validations: Sequence[dict[str, Any]]) -> str:
@@ -79,6 +81,86 @@ def acceptance_bars(acceptance_by_head: Sequence[float | None]) -> str:
         axes.set_ylabel("accepted")
         axes.grid(visible=False, axis="x")
         return _svg(figure)
+
+
+def kind_bars(kinds: Sequence[tuple[str, str, int]]) -> str:
+    """Bytes of each kind of document, coloured by group, as SVG text.
+
+    Args:
+        kinds: Name, group and bytes of each, from top to bottom.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 0.5 + 0.24 * len(kinds))
+        total = sum(size for *_, size in kinds)
+        shown: set[str] = set()
+        for place, (_, group, size) in enumerate(kinds):
+            label = group if group not in shown else None
+            shown.add(group)
+            axes.barh(place, size / 1e6, color=_group_colour(group), height=0.75, label=label)
+            axes.annotate(f" {size / total:.1%}", (size / 1e6, place), va="center", fontsize=8.5)
+        axes.set_yticks(range(len(kinds)), [name for name, *_ in kinds])
+        axes.set_ylim(len(kinds) - 0.4, -0.6)
+        axes.margins(x=0.12)
+        axes.set_xlabel("MB")
+        axes.grid(visible=False, axis="y")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        return _svg(figure)
+
+
+def length_bars(histogram: Sequence[tuple[int, int]], quantiles: Mapping[str, int]) -> str:
+    """How many pieces have 1, 2–3, 4–7, 8–15 … bytes, as SVG text.
+
+    Args:
+        histogram: Least length of a bin, a power of two, and pieces in it; each bin twice as wide as the one before.
+        quantiles: Lengths that are marked, by what is written there.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 3.0)
+        least_lengths = [least for least, _ in histogram]
+        axes.bar(least_lengths, [count for _, count in histogram], width=least_lengths, align="edge", **_BARS)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(least_lengths[0], 2 * least_lengths[-1])
+        axes.xaxis.set_major_formatter(lambda value, _: _binary_size(value))
+        axes.margins(y=0.12)
+        for name, length in quantiles.items():
+            axes.axvline(length, color="#16191d", linewidth=1, linestyle=(0, (2, 2)))
+            axes.annotate(name, (length, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9)
+        axes.set_xlabel("bytes")
+        axes.set_ylabel("documents")
+        return _svg(figure)
+
+
+def byte_bars(counts: Sequence[int]) -> str:
+    """How often each of the 256 bytes occurs, on a logarithmic scale, as SVG text.
+
+    Args:
+        counts: 256 of them.
+    """
+    total = sum(counts)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 3.0)
+        used = [byte for byte, count in enumerate(counts) if count]
+        axes.bar(used, [counts[byte] / total for byte in used], width=1.0, **_BARS)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        axes.set_xlim(-1, 256)
+        axes.set_xticks([*range(0, 256, 32), 255], [f"{byte:02x}" for byte in [*range(0, 256, 32), 255]])
+        axes.set_xlabel("byte, hexadecimal")
+        axes.set_ylabel("share")
+        axes.grid(visible=False, axis="x")
+        return _svg(figure)
+
+
+def _group_colour(group: str) -> str:
+    return head_colour((GROUPS.index(group) + 1) % len(GROUPS), len(GROUPS))  # binary is grey
+
+
+def _binary_size(size: float) -> str:
+    for unit in ("", "Ki", "Mi", "Gi"):
+        if size < 1024:
+            return f"{size:.0f} {unit}".rstrip()
+        size /= 1024
+    return f"{size:.0f} Ti"
 
 
 def _figure(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:

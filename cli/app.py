@@ -14,6 +14,7 @@ from bytelm.cli.doctor import doctor
 from bytelm.cli.evaluate import evaluate
 from bytelm.cli.generate import generate
 from bytelm.cli.ingest import ingest
+from bytelm.cli.inspect import inspect
 from bytelm.cli.quickstart import quickstart
 from bytelm.cli.report import report
 from bytelm.cli.train import train
@@ -53,6 +54,7 @@ def _common(
 
 app.command()(quickstart)
 app.command()(ingest)
+app.command()(inspect)
 app.command()(train)
 app.command()(generate)
 app.command("eval")(evaluate)
