@@ -109,6 +109,7 @@ def _verify(corpus: "Corpus", splits: Sequence[str], raw_bytes: int) -> dict[str
         "raw_bytes": found.raw_bytes,
         "elapsed_s": round(time.monotonic() - begin_s, 3),
         "damages": [asdict(damage) for damage in found.damages],
+        "unnamed": list(found.unnamed),
     }
 
 
@@ -132,6 +133,9 @@ def _show_corpus(facts: dict[str, Any], page: Path | None) -> None:
             terminal.print(console.styled(damage["what"], "red"), soft_wrap=True)
         if len(verified["damages"]) > _DAMAGES_SHOWN:
             terminal.print(f"and {len(verified['damages']) - _DAMAGES_SHOWN:,} more; --json names all")
+        if verified["unnamed"]:
+            names = ", ".join(map(console.shown, verified["unnamed"]))
+            terminal.print(f"no part of the corpus, and never read: {names}")
         terminal.print(
             f"checked {verified['shards']:,} shards, {verified['frames']:,} frames, {size(verified['raw_bytes'])} in "
             f"{verified['elapsed_s']:.1f} s: {'whole' if verified['whole'] else 'DAMAGED'}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import xxhash
 import zstandard
 
+from bytelm.data.index import INDEX
 from bytelm.data.shard_file import ShardReader
 from bytelm.data.shards import Corpus, ShardEntry
 from bytelm.errors import CorpusError, ShardError
@@ -47,12 +48,14 @@ class Verification:
         frames: Frames that could be told apart.
         raw_bytes: Bytes of sound frames.
         damages: In the order of the index.
+        unnamed: Files and folders that lie with the corpus and are no part of it: nothing ever reads them.
     """
 
     shards: int
     frames: int
     raw_bytes: int
     damages: tuple[Damage, ...]
+    unnamed: tuple[str, ...] = ()
 
 
 def verify(
@@ -88,6 +91,7 @@ def verify(
         frames=sum(shard.frames for shard in found),
         raw_bytes=sum(shard.raw_bytes for shard in found),
         damages=(*damages, *_damages_of_digests(corpus)),
+        unnamed=_unnamed(corpus),
     )
 
 
@@ -124,6 +128,11 @@ def _disagreements(reader: ShardReader, entry: ShardEntry) -> Iterator[str]:
         ours, theirs = getattr(entry, name), getattr(reader, name)
         if ours != theirs:
             yield f"shard {entry.name} has {name} = {theirs}, the index names {ours}"
+
+
+def _unnamed(corpus: Corpus) -> tuple[str, ...]:
+    named = {INDEX, *(entry.name for entry in corpus.all_shards), *(entry.name for entry in corpus.digests)}
+    return tuple(name for name in corpus.folder.names() if name not in named)
 
 
 def _damages_of_digests(corpus: Corpus) -> Iterator[Damage]:

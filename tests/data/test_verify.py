@@ -98,6 +98,15 @@ def test_shards_that_changed_places_are_damaged(corpus: Corpus) -> None:
     assert [damage.file for damage in checked(corpus).damages] == [one.name, two.name]
 
 
+def test_what_the_index_does_not_name_is_no_damage_and_is_said(corpus: Corpus) -> None:
+    assert checked(corpus).unnamed == ()
+    (corpus.path / "train-00099.zst").write_bytes(b"extra")
+    (corpus.path / "notes").mkdir()
+    found = checked(corpus)
+    assert found.damages == ()
+    assert found.unnamed == ("notes/", "train-00099.zst")
+
+
 def test_damage_in_another_split_is_not_looked_for(make_corpus: MakeCorpus) -> None:
     corpus = make_corpus([b"some text %d\n" % number * 40 for number in range(60)], validation_fraction=0.3)
     (entry,) = corpus.shards("validation")
