@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -46,6 +47,16 @@ _MANIFEST: Final = "manifest.json"
 _FILES: Final = (_MODEL, _OPTIMIZER, _STATE, PATH_OF_CONFIG)
 _NAME: Final = re.compile(r"step-(\d{8,})")
 _UNFINISHED: Final = ".part"
+_OTHER_TEXT_BYTES: Final = 1500
+"""Of the manifest and the state together, about."""
+_DTYPES: Final = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+"""Names that safetensors gives them."""
 _RANDOM: Final = "random."
 _OPTIMIZER_STATE: Final = "optimizer."
 
@@ -230,6 +241,22 @@ def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
     return model.eval(), config
 
 
+def checkpoint_bytes(
+    model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], random: Mapping[str, Tensor], config: RunConfig
+) -> int:
+    """Bytes that a checkpoint of these tensors would take, to within its three small text files.
+
+    Args:
+        model: Weights by name; only shapes and dtypes are looked at, here as below.
+        optimizer: Optimizer state by name.
+        random: States of the random generators by device.
+        config: All settings.
+    """
+    text = config_text(config, corpus="", fingerprint="0" * 64)
+    tensors = sum(map(_tensor_file_bytes, (model, _beside_the_model(optimizer, random))))
+    return tensors + len(text) + _OTHER_TEXT_BYTES
+
+
 def read_corpus(path: Path) -> tuple[str, str]:
     """Where the corpus of a run was, and its fingerprint.
 
@@ -282,8 +309,6 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _fill(folder: Path, snapshot: Snapshot) -> None:
-    optimizer = {_OPTIMIZER_STATE + name: tensor for name, tensor in snapshot.optimizer.items()}
-    random = {_RANDOM + name: tensor for name, tensor in snapshot.random.items()}
     state = {
         "step": snapshot.step,
         "corpus": snapshot.corpus,
@@ -292,7 +317,7 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     }
     text = config_text(snapshot.config, corpus=snapshot.corpus, fingerprint=snapshot.fingerprint)
     _write_tensors(folder / _MODEL, snapshot.model)
-    _write_tensors(folder / _OPTIMIZER, {**optimizer, **random})
+    _write_tensors(folder / _OPTIMIZER, _beside_the_model(snapshot.optimizer, snapshot.random))
     write_file(folder / _STATE, _rendered(state))
     write_file(folder / PATH_OF_CONFIG, text.encode())
     manifest = {
@@ -303,6 +328,24 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
         "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in _FILES},
     }
     write_file(folder / _MANIFEST, _rendered({**manifest, "sha256": hashlib.sha256(_rendered(manifest)).hexdigest()}))
+
+
+def _beside_the_model(optimizer: Mapping[str, Tensor], random: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What goes into the optimizer's file."""
+    return {
+        **{_OPTIMIZER_STATE + name: tensor for name, tensor in optimizer.items()},
+        **{_RANDOM + name: tensor for name, tensor in random.items()},
+    }
+
+
+def _tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Size of a safetensors file: eight bytes, a JSON header padded to a multiple of eight, the tensors."""
+    header, end = {}, 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + end
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

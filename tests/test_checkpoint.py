@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from bytelm.checkpoint import (
     Snapshot,
+    _tensor_file_bytes,
+    checkpoint_bytes,
     checkpoints,
     find_checkpoint,
     find_newest_sound,
@@ -96,6 +99,25 @@ def test_what_was_saved_comes_back_bit_for_bit(saved: Path) -> None:
         before, after = getattr(expected, name), getattr(found, name)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_size_of_a_checkpoint_is_known_before_it_is_written(saved: Path) -> None:
+    snapshot = snapshot_of(20)
+    sizes = {path.name: path.stat().st_size for path in newest(saved).iterdir()}
+    assert _tensor_file_bytes(snapshot.model) == sizes["model.safetensors"]
+    beside = {f"optimizer.{name}": tensor for name, tensor in snapshot.optimizer.items()}
+    assert _tensor_file_bytes({**beside, "random.cpu": snapshot.random["cpu"]}) == sizes["optimizer.safetensors"]
+    expected = checkpoint_bytes(snapshot.model, snapshot.optimizer, snapshot.random, snapshot.config)
+    assert abs(sum(sizes.values()) - expected) < 1000  # of paths and numbers in the text files
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8])
+def test_the_size_of_a_file_of_tensors_is_exact(tmp_path: Path, dtype: torch.dtype) -> None:
+    for count in range(1, 12):  # headers of all lengths modulo eight
+        tensors = {f"{'n' * count}.{place}": torch.zeros(count, 3, place).to(dtype) for place in range(count)}
+        tensors["scalar"] = torch.zeros(())
+        safetensors.torch.save_file(tensors, tmp_path / "file")
+        assert _tensor_file_bytes(tensors) == (tmp_path / "file").stat().st_size
 
 
 def test_a_model_loads_from_the_run_and_from_a_checkpoint_of_it(saved: Path) -> None:
