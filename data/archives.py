@@ -4,6 +4,7 @@ Names are only names: ``..`` and absolute paths lead nowhere, for nothing is wri
 and named. What ends before its end mark, or cannot be told from damage, is an error and never a shorter archive.
 """
 
+import os
 import stat
 import struct
 import tarfile
@@ -24,6 +25,8 @@ TAR_BLOCK_BYTES: Final = 512
 
 _MOST_HEADER_BYTES: Final = 1 << 20  # a name or a map of holes is that long only to fill the memory
 _METHODS: Final = {0: "", 8: "deflate", 12: "bz2", 93: "zst", 95: "xz"}
+_MANY_ENTRIES: Final = 0xFFFF  # also says: look elsewhere for the number
+_MOST_END_BYTES: Final = 22 + (64 << 10)
 _UNIX: Final = (3, 19)  # only these systems put the kind of file there
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _READ_BYTES: Final = 256 << 10
@@ -86,10 +89,13 @@ def zip_members(file: BinaryIO, name: bytes, allowance: Allowance) -> Iterator[D
     """
     try:
         members = zipfile.ZipFile(file).infolist()
+        expected = _zip_entries(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise damaged(name, f"its zip directory cannot be read ({_said(error)})") from error
     except OSError as error:
         raise unreadable(name, error) from error
+    if expected not in (len(members) & _MANY_ENTRIES, _MANY_ENTRIES):
+        raise damaged(name, f"its zip directory has {len(members)} entries and should have {expected}")
     for member in members:
         member_name = name + SEPARATOR + _zip_name(member)
         mode = member.external_attr >> 16 if member.create_system in _UNIX else 0
@@ -203,6 +209,15 @@ def _exactly(content: Forward, size: int, name: bytes) -> Iterator[bytes]:
         yield data
 
 
+def _zip_entries(file: BinaryIO) -> int:
+    """How many entries a zip directory should have, modulo 65,536: zipfile does not ask."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _MOST_END_BYTES))
+    tail = file.read(_MOST_END_BYTES)
+    (entries,) = struct.unpack_from("<H", tail, tail.rfind(b"PK\5\6") + 10)
+    return entries
+
+
 def _zip_name(member: zipfile.ZipInfo) -> bytes:
     """The bytes of a name as they are stored."""
     return member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437")
@@ -231,9 +246,9 @@ def _zip_blocks(file: BinaryIO, member: zipfile.ZipInfo, name: bytes, allowance:
 
 def _zip_stored(file: BinaryIO, member: zipfile.ZipInfo, name: bytes) -> Iterator[bytes]:
     try:
-        file.seek(member.header_offset)
+        file.seek(max(0, member.header_offset))
         header = file.read(_LOCAL_HEADER.size)
-        if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
+        if member.header_offset < 0 or len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
             raise damaged(name, "it does not lie where the zip directory says")
         _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
         position = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
