@@ -115,17 +115,19 @@ def _verify(corpus: "Corpus", splits: Sequence[str], raw_bytes: int) -> dict[str
 
 def _write_page(path: Path, facts: dict[str, Any]) -> None:
     from bytelm.cli.inspect_page import corpus_page
+    from bytelm.data.documents import name_of
     from bytelm.files import write_file
 
     write_file(path, corpus_page(facts).encode())
-    facts["html"] = str(path)
+    facts["html"] = name_of(path)
 
 
 def _show_corpus(facts: dict[str, Any], page: Path | None) -> None:
     from bytelm.cli.inspect_view import corpus_view
 
     terminal = _results()
-    terminal.print(corpus_view(facts, terminal))
+    # What a program reads is not folded at a width that nobody sees.
+    terminal.print(corpus_view(facts, terminal), soft_wrap=not terminal.is_terminal)
     verified = facts.get("verified")
     if verified is not None:
         terminal.print()
@@ -141,11 +143,12 @@ def _show_corpus(facts: dict[str, Any], page: Path | None) -> None:
             f"{verified['elapsed_s']:.1f} s: {'whole' if verified['whole'] else 'DAMAGED'}"
         )
     if page is not None:
-        terminal.print(f"page {console.shown(str(page))}", soft_wrap=True)
+        terminal.print(f"page {console.shown(facts['html'])}", soft_wrap=True)
 
 
 def _inspect_run(path: Path, *, as_json: bool) -> None:
     from bytelm.checkpoint import find_checkpoint, load_snapshot
+    from bytelm.data.documents import name_of
 
     checkpoint = find_checkpoint(path)
     snapshot = load_snapshot(checkpoint)
@@ -154,10 +157,10 @@ def _inspect_run(path: Path, *, as_json: bool) -> None:
         part = {"layers": "trunk"}.get(name.split(".")[0], name.split(".")[0])
         parts[part] = parts.get(part, 0) + tensor.numel()
     facts = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": name_of(checkpoint),
         "step": snapshot.step,
         "bytes_seen": snapshot.progress["bytes_seen"],
-        "corpus": snapshot.corpus,
+        "corpus": name_of(snapshot.corpus),
         "corpus_fingerprint": snapshot.fingerprint,
         "parameters": {**parts, "total": sum(parts.values())},
         "files": {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir())},
@@ -168,7 +171,8 @@ def _inspect_run(path: Path, *, as_json: bool) -> None:
         return
     from bytelm.cli.inspect_view import run_view
 
-    _results().print(run_view(facts))
+    terminal = _results()
+    terminal.print(run_view(facts), soft_wrap=not terminal.is_terminal)
 
 
 def _results() -> Console:

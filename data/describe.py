@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import zstandard
 
+from bytelm.data.documents import name_of
 from bytelm.data.index import added_counts
 from bytelm.data.kinds import KINDS, group_of
 from bytelm.data.measures import ByteCounts, Lengths, is_utf8
@@ -162,7 +163,7 @@ def index_facts(corpus: Corpus, splits: Sequence[str]) -> dict[str, Any]:
     """What the index says, as JSON values: totals and kinds of these splits, and of the whole corpus what made it."""
     entries = [entry for split in splits for entry in corpus.shards(split)]
     return {
-        "corpus": corpus.folder.address,
+        "corpus": name_of(corpus.folder.address),
         "fingerprint": corpus.fingerprint,
         **_totals(entries),
         "splits": {split: _totals(corpus.shards(split)) for split in splits},

@@ -1,8 +1,11 @@
 """``bytelm inspect`` as a person and as a program meets it."""
 
+import contextlib
 import html.parser
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,18 +125,23 @@ def test_samples_do_not_drive_the_terminal(corpus: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])
 def test_every_line_fits_the_terminal_and_no_number_is_cut(corpus: Path, columns: int) -> None:
-    done = subprocess.run(
-        [*BYTELM, "inspect", str(corpus), "--samples", "2"],
-        env={**os.environ, "COLUMNS": str(columns)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert max(map(len, done.stdout.splitlines())) <= columns
+    ours, theirs = pty.openpty()
+    shown = b""
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    words = [*BYTELM, "inspect", str(corpus), "--samples", "2"]
+    with subprocess.Popen(words, env=environment, stdout=theirs, stderr=subprocess.DEVNULL) as running:
+        os.close(theirs)
+        with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # noqa: PTH123  a descriptor
+            while data := terminal.read(1 << 16):  # at the end a terminal gives an error
+                shown += data
+    assert running.returncode == 0
+    assert b"\x1b[" in shown
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()
+    assert max(map(len, lines)) <= columns
     opened = Corpus.open(corpus)
     for split in opened.splits:
         documents = sum(entry.documents for entry in opened.shards(split))
-        assert any(line.split()[:2] == [split, f"{documents:,}"] for line in done.stdout.splitlines())
+        assert any(line.split()[:2] == [split, f"{documents:,}"] for line in lines)
 
 
 def test_without_a_terminal_there_are_no_colours_and_an_ascii_one_gets_no_blocks(corpus: Path) -> None:
@@ -223,6 +231,19 @@ def test_a_page_that_cannot_be_written_is_one_line(
     assert capsys.readouterr().err == (
         f"error: --html {place}: there is no folder {place.parent}; make it, or choose another place\n"
     )
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / os.fsdecode(b"\xff\x1b")
+    place.symlink_to(corpus)
+    page = tmp_path / os.fsdecode(b"\xfe.html")
+    found = inspected([str(place), "--html", str(page)], capsys)
+    assert found["corpus"] == f"{tmp_path}/\\xff\x1b"
+    assert found["html"] == f"{tmp_path}/\\xfe.html"
+    assert app.run(["inspect", str(place)]) == 0
+    assert f"corpus {tmp_path}/\\xff\\x1b\n" in capsys.readouterr().out
 
 
 def test_what_is_no_corpus_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
