@@ -5,6 +5,7 @@ it touches the run's folder. From then on a fresh job and a restored one are ali
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -141,7 +142,9 @@ class Job:
         return self.state.checkpoint
 
 
-def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: Path, resume: Resume) -> Job:
+def open_job(
+    stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: Path, resume: Resume, *, dry: bool = False
+) -> Job:
     """Start a run, or take it up where it was saved.
 
     Args:
@@ -150,6 +153,7 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
         corpus: Folder of the corpus.
         run: Folder of the run, made if missing.
         resume: See ``train``.
+        dry: Refuse what must be refused, but touch nothing: what the job logs is lost, and it must not be saved.
 
     Raises:
         ConfigError, CorpusError, CheckpointError, StorageError: See ``train``.
@@ -200,6 +204,12 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
         load_optimizer_tensors(optimizer, model, snapshot.optimizer)
         loader.load_state_dict(progress["loader"])
         _restore_random_states(snapshot.random, device)
+    damaged: tuple[str, ...] = ()
+    if dry:
+        log = RunLog(Path(os.devnull))
+    else:
+        damaged = _prepare_folder(run, config, source, found)
+        log = RunLog.start(run) if found is None else RunLog.go_on(run, state.step)
     return Job(
         config=config,
         corpus=source,
@@ -212,8 +222,8 @@ def open_job(stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: 
         loader=loader,
         held_out=held_out,
         state=state,
-        damaged=_prepare_folder(run, config, source, found),
-        log=stack.enter_context(RunLog.start(run) if found is None else RunLog.go_on(run, state.step)),
+        damaged=damaged,
+        log=stack.enter_context(log),
         clock=Clock(elapsed_s),
         resumed_from=None if found is None else found.checkpoint,
     )
