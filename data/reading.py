@@ -99,11 +99,11 @@ def _members(unit: Unit, found: Iterator[Document | Skipped], options: ReadOptio
 
 def _read_lines(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
     """Documents of a part of a file of JSON lines."""
-    # From one byte before the part on: if that ends a line, the next one is the part's.
-    begin = max(0, unit.part * tables.PART_BYTES - 1)
-    content = Forward(blocks_of(unit.address, 0, begin), begin)
-    end = (unit.part + 1) * tables.PART_BYTES if unit.part + 1 < unit.parts else None
-    yield from tables.json_rows(content, unit.address, _field(options), end=end, is_part=True)
+    begin = unit.part * tables.PART_BYTES
+    end = begin + tables.PART_BYTES if unit.part + 1 < unit.parts else None
+    first = max(0, begin - 1)  # if this byte ends a line, the next one is the part's
+    content = Forward(blocks_of(unit.address, 0, first), first)
+    yield from tables.json_rows(content, unit.address, _field(options), begin=begin, end=end, is_part=True)
 
 
 def _field(options: ReadOptions) -> str:

@@ -43,16 +43,17 @@ _PARQUET_MAGICS: Final = (b"PAR1", b"PARE")
 
 
 def json_rows(
-    content: Forward, name: bytes, field: str, *, end: int | None = None, is_part: bool = False
+    content: Forward, name: bytes, field: str, *, begin: int = 0, end: int | None = None, is_part: bool = False
 ) -> Iterator[Document | Skipped]:
     """A document for each line of JSON; empty lines count, but give nothing.
 
     Args:
-        content: The lines, in UTF-8. Those of a part begin one byte before it: a line belongs to the part that its
-            first byte lies in.
+        content: The lines, in UTF-8. A part that does not begin at 0 is read from one byte before it on: a line belongs
+            to the part that its first byte lies in.
         name: What the table is called.
         field: The field.
-        end: Where the part ends; the line that is begun there is read to its end. None reads everything.
+        begin: Where the part begins.
+        end: Where it ends; the line that is begun there is read to its end. None reads everything.
         is_part: This is a part: nobody knows how many lines came before, so rows are named by the place of their line.
 
     Yields:
@@ -62,11 +63,10 @@ def json_rows(
     Raises:
         SourceError: The lines cannot be read on.
     """
-    cut = content.tell() > 0
-    for number, (position, line) in enumerate(_lines(content), start=0 if cut else 1):
+    for number, (position, line) in enumerate(_lines(content), start=1):
         if end is not None and position >= end:
             return
-        if cut and number == 0:
+        if position < begin:
             continue
         row = b"@%d" % position if is_part else b"%d" % number
         if line is None:
