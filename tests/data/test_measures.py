@@ -49,6 +49,11 @@ def test_lengths_may_come_in_any_parts(lengths: list[int], cut: int) -> None:
     assert (whole.least, whole.most, whole.doublings()) == (parts.least, parts.most, parts.doublings())
 
 
+@given(LENGTHS)
+def test_no_quantile_exceeds_the_longest(lengths: list[int]) -> None:
+    assert counted(lengths).quantile(1.0) == max(lengths)
+
+
 def test_short_lengths_are_exact() -> None:
     for length in range(1, 128):
         assert counted([length, 1 << 30]).quantile(0.5) == length

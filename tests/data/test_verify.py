@@ -1,11 +1,13 @@
 """Verification finds every damage, names its place, and goes on to the end."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bytelm.data.shard_file import PieceTable
 from bytelm.data.shards import Corpus
 from bytelm.data.verify import Verification, verify
 
@@ -105,6 +107,24 @@ def test_what_the_index_does_not_name_is_no_damage_and_is_said(corpus: Corpus) -
     found = checked(corpus)
     assert found.damages == ()
     assert found.unnamed == ("notes/", "train-00099.zst")
+
+
+@pytest.mark.parametrize("name", ["raw_bytes", "packed_bytes", "pieces", "documents", "content"])
+def test_a_sound_shard_that_is_not_what_the_index_says_is_damage(corpus: Corpus, name: str) -> None:
+    first, *others = corpus.all_shards
+    value = getattr(first, name)
+    other = dataclasses.replace(first, **{name: value + 1 if isinstance(value, int) else "0" * 32})
+    (damage,) = checked(dataclasses.replace(corpus, all_shards=(other, *others))).damages
+    assert damage.what == f"shard {first.name} has {name} = {value}, the index names {getattr(other, name)}"
+
+
+def test_a_sound_shard_with_other_content_than_it_claims_is_damage(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PieceTable, "content_hash", lambda *_: b"\0" * 16)  # no writer would make such a shard
+    damages = checked(corpus).damages
+    assert [damage.file for damage in damages] == [entry.name for entry in corpus.all_shards]
+    assert "does not hold the content that the index names" in damages[0].what
 
 
 def test_damage_in_another_split_is_not_looked_for(make_corpus: MakeCorpus) -> None:
