@@ -129,7 +129,7 @@ class Job:
             fingerprint=self.corpus.fingerprint,
             model=self.model.state_dict(),
             optimizer=optimizer_tensors(self.optimizer, self.model),
-            random=_random_states(self.device),
+            random=random_states(self.device),
             progress={
                 "bytes_seen": self.state.bytes_seen,
                 "elapsed_s": self.clock.elapsed_s(),
@@ -203,7 +203,7 @@ def open_job(
         model.load_state_dict(snapshot.model)
         load_optimizer_tensors(optimizer, model, snapshot.optimizer)
         loader.load_state_dict(progress["loader"])
-        _restore_random_states(snapshot.random, device)
+        restore_random_states(snapshot.random, device)
     damaged: tuple[str, ...] = ()
     if dry:
         log = RunLog(Path(os.devnull))
@@ -308,14 +308,16 @@ def _held_out(corpus: Corpus, config: RunConfig) -> list[bytes]:
     )
 
 
-def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of the random generators that a run on a device draws from, by device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def _restore_random_states(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+def restore_random_states(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Put them back, the inverse of ``random_states``."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

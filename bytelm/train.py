@@ -273,7 +273,7 @@ def log(job: Job, learnt: Learnt, fraction: float) -> Progress:
         grad_norm=learnt.grad_norm,
         learning_rate=learnt.learning_rate,
         bytes_per_second=meter.bytes / meter.seconds,
-        peak_memory_bytes=_peak_memory_bytes(job.device),
+        peak_memory_bytes=peak_memory_bytes(job.device),
     )
     state.meter = Meter.empty(job.config.heads.count)
     job.log.append(_record("step", progress))
@@ -316,7 +316,8 @@ def _diverged(job: Job, learnt: Learnt) -> TrainingError:
     )
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory so far: of the whole process on a CPU, of the allocator on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # what the system counts in

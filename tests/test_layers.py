@@ -65,7 +65,7 @@ ROWS: list[set[str]] = [
     {"bytelm.evaluate"},
     {"bytelm.job"},
     {"bytelm.train", "bytelm.doctor"},
-    {"bytelm.api", "bytelm.figures"},
+    {"bytelm.api", "bytelm.estimate", "bytelm.figures"},
     {"bytelm.report"},
     {"bytelm.quickstart"},
     {"bytelm.cli.inspect_page", "bytelm.cli.inspect_view"},

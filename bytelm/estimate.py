@@ -1,0 +1,256 @@
+"""What a run will take, before it is run: parameters, operations, memory, disk, and from a few real steps the time.
+
+The steps are those of the run itself (its corpus, its loader, its model, its optimizer), so nothing about the machine
+is assumed. Nothing is written. Where a step would not fit into memory none is tried; what is known without one is told
+all the same, with the settings that would fit.
+"""
+
+import contextlib
+import math
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from bytelm import machine
+from bytelm.checkpoint import checkpoint_bytes
+from bytelm.config import RunConfig
+from bytelm.device import choose_device
+from bytelm.evaluate import bits_per_byte
+from bytelm.job import Job, PrecisionUsed, Resume, choose_precision, open_job, random_states
+from bytelm.memory import StepMemory, Traced, trace_step
+from bytelm.mfu import mfu, peak_flops
+from bytelm.model import ByteLM
+from bytelm.schedule import budget_spent, learning_rate
+from bytelm.train import learn, load, peak_memory_bytes
+
+_LEAST_STEPS: Final = 3
+_LEAST_S: Final = 2.0
+_VALIDATED_S: Final = 1.0
+_BESIDE: Final = {"cpu": (0.3e9, 1.6), "cuda": (0.0, 1.1)}
+"""What is needed at worst beside the bytes that are traced: the program itself, and what the allocator wastes. On the
+CPU a step of nano was seen to take 1.3 to 1.6 times its traced bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What real steps took.
+
+    Attributes:
+        steps: How many were timed, after one that was not.
+        step_s: Mean seconds of one, the wait for its windows included.
+        bytes_per_second: In steps.
+        mfu: Model FLOP utilisation in steps.
+        peak_flops: What that is a share of, and where the figure comes from.
+        validation_s: Seconds of one validation; 0 where the corpus holds nothing out.
+        peak_memory_bytes: As the run will log it: of the whole process on a CPU, of the allocator on a GPU.
+        steps_left: Steps until the budget is spent.
+        time_left_s: Seconds until then: steps and validations, without saving.
+    """
+
+    steps: int
+    step_s: float
+    bytes_per_second: float
+    mfu: float
+    peak_flops: str
+    validation_s: float
+    peak_memory_bytes: int
+    steps_left: int
+    time_left_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        parameters: By part.
+        flops_per_byte: Forward and backward.
+        step_bytes: Bytes learnt from in a step.
+        device: Where it computes.
+        precision: Of the matrix products.
+        memory: At the peak of a step, by part, without the program itself and what the allocator wastes.
+        available_memory_bytes: Free on the device now; None where the system does not say.
+        checkpoint_bytes: Disk for one checkpoint.
+        disk_bytes: Disk for all that are kept, and one more while it is written.
+        speed: What real steps took; None where none was tried.
+        obstacle: Why none was tried, and what to change.
+    """
+
+    parameters: dict[str, int]
+    flops_per_byte: float
+    step_bytes: int
+    device: str
+    precision: PrecisionUsed
+    memory: StepMemory
+    available_memory_bytes: int | None
+    checkpoint_bytes: int
+    disk_bytes: int
+    speed: Speed | None
+    obstacle: str | None
+
+
+def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "never") -> Estimate:
+    """Tell what a run will take, and refuse what the run would refuse.
+
+    Args:
+        config: All settings; one budget must be set.
+        corpus: Folder of the corpus.
+        run: Folder of the run; it is not made.
+        resume: As for ``bytelm.train.train``; what is left of the budget of a run that goes on is told.
+
+    Raises:
+        ConfigError, CorpusError, CheckpointError, StorageError, TrainingError: As ``bytelm.train.train``.
+    """
+    settings = config.train
+    budget_spent(settings, 0, 0, 0.0)  # refuses settings without a budget
+    device = choose_device(settings.device)
+    precision = choose_precision(settings, device)
+    resident = _resident_bytes(device)
+    traced = trace_step(config, device, bfloat16=precision == "bfloat16")
+    left_by_tracing = max(0, _resident_bytes(device) - resident)
+    available = available_memory(device)
+    needed = needed_memory(traced.memory, device)
+    speed, obstacle = None, None
+    if available is not None and needed > available:
+        obstacle = _advice(config, traced, device, precision, needed=needed, available=available)
+    else:
+        with contextlib.ExitStack() as stack:
+            speed = measure(open_job(stack, config, corpus, run, resume, dry=True), left_by_tracing)
+    with torch.device("meta"):
+        model = ByteLM(config.model, config.heads)
+    size = checkpoint_bytes(traced.model, traced.optimizer, random_states(device), config)
+    return Estimate(
+        parameters=model.parameter_counts(),
+        flops_per_byte=model.flops_per_byte(config.data.window_bytes, training=True),
+        step_bytes=_step_bytes(config),
+        device=str(device),
+        precision=precision,
+        memory=traced.memory,
+        available_memory_bytes=available,
+        checkpoint_bytes=size,
+        disk_bytes=size * (settings.keep_checkpoints + 1),
+        speed=speed,
+        obstacle=obstacle,
+    )
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device now; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    memory = machine.memory() if device.type == "cpu" else None
+    return None if memory is None else memory.available
+
+
+def needed_memory(memory: StepMemory, device: torch.device) -> int:
+    """Bytes that should be free for a step: what was traced, and at worst what comes beside it."""
+    fixed, factor = _BESIDE.get(device.type, (0.0, 1.2))
+    return math.ceil(fixed + factor * memory.total)
+
+
+def measure(job: Job, left_by_tracing: int = 0) -> Speed:
+    """Time real steps of a job, and reckon up to the end of its budget.
+
+    Args:
+        job: Just opened, dry; its weights move a little.
+        left_by_tracing: Bytes of this process that a run would not have.
+
+    Raises:
+        TrainingError: The loss or the gradient is not finite.
+    """
+    settings, config = job.config.train, job.config
+    elapsed_s = job.clock.elapsed_s()
+    spent = budget_spent(settings, job.state.step, job.state.bytes_seen, elapsed_s)
+    rate = learning_rate(max(spent, 1e-3), settings)
+    learn(job, load(job), rate)
+    seconds: list[float] = []
+    while len(seconds) < _LEAST_STEPS or sum(seconds) < _LEAST_S:
+        begun_s = time.perf_counter()
+        learn(job, load(job), rate)
+        seconds.append(time.perf_counter() - begun_s)
+    step_s = sum(seconds) / len(seconds)
+    bytes_per_second = _step_bytes(config) / step_s
+    validation_s = _validation_s(job)
+    most_bytes = peak_memory_bytes(job.device) - left_by_tracing
+    peak = peak_flops(job.device, job.precision)
+    flops_per_byte = job.model.flops_per_byte(config.data.window_bytes, training=True)
+    steps_left, time_left_s = _left(job, elapsed_s, step_s, validation_s)
+    return Speed(
+        steps=len(seconds),
+        step_s=step_s,
+        bytes_per_second=bytes_per_second,
+        mfu=mfu(flops_per_byte, bytes_per_second, peak),
+        peak_flops=peak.source,
+        validation_s=validation_s,
+        peak_memory_bytes=most_bytes,
+        steps_left=steps_left,
+        time_left_s=time_left_s,
+    )
+
+
+def _left(job: Job, elapsed_s: float, step_s: float, validation_s: float) -> tuple[int, float]:
+    """Steps and seconds until the budget is spent."""
+    settings, state = job.config.train, job.state
+    every = settings.validate_every_steps
+    if settings.time_budget_s is not None:
+        time_left_s = max(0.0, settings.time_budget_s - elapsed_s)
+        return math.ceil(time_left_s / (step_s + validation_s / every)), time_left_s
+    if settings.steps is not None:
+        end = settings.steps
+    else:
+        assert settings.bytes is not None
+        end = state.step + math.ceil((settings.bytes - state.bytes_seen) / _step_bytes(job.config))
+    steps = max(0, end - state.step)
+    validations = end // every - state.step // every + (end % every != 0) if steps else 0
+    return steps, steps * step_s + validations * validation_s
+
+
+def _validation_s(job: Job) -> float:
+    """Seconds of one validation, from a part of it where all of it takes long."""
+    total = sum(map(len, job.held_out))
+    scored, begun_s = 0, time.perf_counter()
+    for document in job.held_out:
+        with job.autocast():
+            bits_per_byte(job.model, [document], context_bytes=job.config.data.window_bytes)
+        scored += len(document)
+        if time.perf_counter() - begun_s >= _VALIDATED_S:
+            break
+    return (time.perf_counter() - begun_s) * total / scored if scored else 0.0
+
+
+def _advice(
+    config: RunConfig, traced: Traced, device: torch.device, precision: PrecisionUsed, *, needed: int, available: int
+) -> str:
+    """One line: what is missing, and which settings would fit."""
+    windows, steps = config.train.batch_windows, config.train.accumulation
+    told = f"a step needs about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free on {device}"
+    one = config.with_changes(["train.batch_windows=1"])
+    single = traced.memory if windows == 1 else trace_step(one, device, bfloat16=precision == "bfloat16").memory
+    if needed_memory(single, device) > available:
+        return (
+            f"{told}; even one window needs {needed_memory(single, device) / 1e9:.1f} GB: lower data.window_bytes, "
+            "heads.count or model.layers, or take a smaller preset"
+        )
+    each = (traced.memory.total - single.total) / max(1, windows - 1)
+    fixed, factor = _BESIDE.get(device.type, (0.0, 1.2))
+    fit = 1 + math.floor(((available - fixed) / factor - single.total) / each)
+    # The largest part of a micro-batch that fits, so that a step stays what it was.
+    fit = next(part for part in range(min(fit, windows), 0, -1) if (windows * steps) % part == 0)
+    return f"{told}; with train.batch_windows={fit} and train.accumulation={windows * steps // fit} the same step fits"
+
+
+def _step_bytes(config: RunConfig) -> int:
+    return config.train.accumulation * config.train.batch_windows * config.data.window_bytes
+
+
+def _resident_bytes(device: torch.device) -> int:
+    """Resident memory of this process; 0 where the system does not say, and where a GPU's memory is what counts."""
+    with contextlib.suppress(OSError):
+        if device.type == "cuda":
+            return 0
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    return 0
