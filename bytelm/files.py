@@ -1,16 +1,19 @@
-"""Writing that a power cut, a full disk or a kill cannot leave half done.
+"""Writing that a power cut, a full disk, a kill or a second writer cannot leave half done.
 
 A file is written beside its place, flushed to the disk and renamed over it; the folder's entry is flushed too.
 A reader therefore sees the old file or the new one, never a part. A disk that refuses becomes ``StorageError``.
+A lock keeps a second process out; the kernel lets go of it however the first one ends.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bytelm.errors import StorageError
+from bytelm.errors import BytelmError, StorageError
 
 _REFUSALS = {
     errno.ENOSPC: ("no space is left on the disk", "free some space and run the same command again"),
@@ -73,3 +76,39 @@ def write_file(path: Path, content: bytes) -> None:
             flush_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(place: Path, busy: Callable[[str], BytelmError]) -> Iterator[None]:
+    """Hold a lock file, which is there as long as the block runs.
+
+    Args:
+        place: Of the lock file; its folder must exist.
+        busy: Makes the error from who holds the lock: "process 17 on this-machine".
+
+    Raises:
+        BytelmError: What ``busy`` makes, where another process holds the lock.
+        StorageError: The disk refuses.
+    """
+    with refusals_named(place):
+        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if not _taken(lock, place):
+            raise busy(os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process")
+        try:
+            with contextlib.suppress(OSError):  # a full disk: the lock holds, only its holder has no name
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _taken(lock: int, place: Path) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock), place.stat())  # else its last holder has just taken it away
+    except (BlockingIOError, FileNotFoundError):
+        return False

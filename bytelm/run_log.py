@@ -2,7 +2,8 @@
 
 A record has at least ``kind`` (what it tells) and ``step``. Lines are appended and reach the operating system at
 once, so that a run can be watched while it works and a kill loses nothing that was logged. A run that goes on from
-a checkpoint forgets what it had logged after that checkpoint, and so does a line that a power cut left half written.
+a checkpoint forgets what it had logged after that checkpoint, and a line that a power cut left half written is
+forgotten too. What a full disk does not take is kept and written as soon as there is room.
 """
 
 import json
@@ -23,6 +24,7 @@ class RunLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._left = b""  # of the records appended, what the disk has not taken yet
         with refusals_named(path):
             self._file = path.open("ab", buffering=0)
 
@@ -51,12 +53,27 @@ class RunLog:
         """
         path = run / PATH_OF_LOG
         if path.exists():
-            kept = [_line(record) for record in read_log(run) if record["step"] <= step]
-            write_file(path, b"".join(kept))
+            _drop_after(path, step)
         return cls(path)
 
+    def go_back(self, step: int) -> None:
+        """Drop the records behind a step, because they will be made again.
+
+        Args:
+            step: Its own records stay.
+
+        Raises:
+            CheckpointError: A line is no record (of this program).
+            StorageError: The disk refuses; nothing was dropped.
+        """
+        self._write()
+        _drop_after(self._path, step)
+        self._file.close()
+        with refusals_named(self._path):
+            self._file = self._path.open("ab", buffering=0)
+
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record.
+        """Add one record. If the disk refuses, it is kept and written with the next one.
 
         Args:
             record: JSON values with at least ``kind`` and ``step``; no NaN and no infinity (None says "unknown").
@@ -66,10 +83,8 @@ class RunLog:
         """
         assert "kind" in record
         assert isinstance(record["step"], int)
-        line = _line(record)
-        with refusals_named(self._path):
-            while line:  # a disk that is nearly full takes a part, then refuses
-                line = line[self._file.write(line) :]
+        self._left += _line(record)
+        self._write()
 
     def flush(self) -> None:
         """Flush the records to the disk, so that they survive a power cut.
@@ -77,6 +92,7 @@ class RunLog:
         Raises:
             StorageError: The disk refuses.
         """
+        self._write()
         with refusals_named(self._path):
             os.fsync(self._file.fileno())
             flush_folder(self._path.parent)
@@ -84,6 +100,11 @@ class RunLog:
     def close(self) -> None:
         """Close the file; nothing can be appended any more."""
         self._file.close()
+
+    def _write(self) -> None:
+        with refusals_named(self._path):
+            while self._left:  # a disk that is nearly full takes a part, then refuses
+                self._left = self._left[self._file.write(self._left) :]
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +138,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [_line(record) for record in read_log(path.parent) if record["step"] <= step]
+    write_file(path, b"".join(kept))
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.errors import StorageError
-from bytelm.files import refusals_named, write_file
+from bytelm.errors import CheckpointError, StorageError
+from bytelm.files import locked, refusals_named, write_file
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -53,3 +53,49 @@ def test_refusals_of_the_disk_are_named_with_path_and_remedy(number: int, tmp_pa
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), refusals_named(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "gone")
+
+
+HOLDER = """
+import pathlib, sys
+from bytelm.errors import CheckpointError
+from bytelm.files import locked
+with locked(pathlib.Path(sys.argv[1]), CheckpointError):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_names_its_holder_and_goes_with_it_however_it_ends(tmp_path: Path) -> None:
+    place = tmp_path / ".lock"
+    for ends_by_kill in (False, True):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match=f"^process {holder.pid} on "), locked(place, CheckpointError):
+            raise AssertionError
+        if ends_by_kill:
+            holder.kill()
+        holder.communicate()
+        assert place.exists() == ends_by_kill  # a file that was left behind locks nobody out
+        with locked(place, CheckpointError):
+            assert place.exists()
+        assert not place.exists()
+
+
+def test_a_lock_is_let_go_of_after_an_error(tmp_path: Path) -> None:
+    place = tmp_path / ".lock"
+    with pytest.raises(ValueError), locked(place, CheckpointError):
+        raise ValueError
+    with locked(place, CheckpointError):
+        pass
+
+
+def test_a_lock_in_a_folder_that_refuses_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StorageError, match="a part of the path is a file"),
+        locked(tmp_path / "file" / ".lock", CheckpointError),
+    ):
+        raise AssertionError

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,34 @@ def test_a_line_that_is_no_record_is_named_with_its_number(tmp_path: Path, line:
 def test_a_folder_without_a_log_says_that_it_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="folder of a run"):
         read_log(tmp_path)
+
+
+def test_what_a_full_disk_refuses_is_kept_and_written_when_there_is_room(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog.start(tmp_path) as log:
+        log.append(record(1))
+        size = (tmp_path / PATH_OF_LOG).stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))  # the next record finds room for a part
+        try:
+            for step in (2, 3):
+                with pytest.raises(StorageError, match="larger than this system allows"):
+                    log.append(record(step))
+            with pytest.raises(StorageError, match="larger than this system allows"):
+                log.flush()
+            assert read_log(tmp_path) == [record(1)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        log.append(record(4))
+    assert read_log(tmp_path) == [record(step) for step in (1, 2, 3, 4)]
+
+
+def test_going_back_drops_what_will_be_made_again(tmp_path: Path) -> None:
+    with RunLog.start(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.append(record(step))
+        log.go_back(2)
+        log.append(record(3, "again"))
+    assert read_log(tmp_path) == [record(1), record(2), record(3, "again")]
 
 
 def test_a_value_that_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
