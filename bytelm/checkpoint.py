@@ -1,8 +1,8 @@
 """Checkpoints: all of a run's state at one step, written whole or not at all, and verified before it is used.
 
     runs/a/checkpoints/step-00001000/
-      model.safetensors      the weights
-      optimizer.safetensors  the optimizer's state and the random generators
+      model.safetensors      the weights that are evaluated: their average where one is kept
+      optimizer.safetensors  the optimizer's state, the random generators, and the trained weights beside an average
       state.json             step, corpus, loader position and whatever else the trainer counts
       config.toml            the settings
       manifest.json          written last: version, size and SHA-256 of each of these files, and of itself
@@ -20,7 +20,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,8 +37,9 @@ from bytelm.files import flush_folder, refusals_named, write_file
 from bytelm.model import ByteLM
 
 FORMAT: Final = "bytelm checkpoint"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 FOLDER: Final = "checkpoints"
+BEST: Final = "best"
 
 _MODEL: Final = "model.safetensors"
 _OPTIMIZER: Final = "optimizer.safetensors"
@@ -59,6 +60,7 @@ _DTYPES: Final = {
 """Names that safetensors gives them."""
 _RANDOM: Final = "random."
 _OPTIMIZER_STATE: Final = "optimizer."
+_TRAINED: Final = "trained."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,9 @@ class Snapshot:
     fingerprint: str
     """Which corpus it was."""
     model: Mapping[str, Tensor]
-    """Weights by name."""
+    """Weights by name, as they are trained."""
+    average: Mapping[str, Tensor] = field(default_factory=dict)
+    """Their average by name; empty where none is kept. Where there is one, it is what ``load_model`` loads."""
     optimizer: Mapping[str, Tensor]
     """Optimizer state by name."""
     random: Mapping[str, Tensor]
@@ -92,13 +96,14 @@ class Found:
     """Newer checkpoints that are damaged, each with the reason, newest first."""
 
 
-def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
-    """Write a checkpoint and remove the oldest ones.
+def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int, best: bool = False) -> Path:
+    """Write a checkpoint and remove the oldest ones, but not the best.
 
     Args:
         run: Folder of the run; it must exist.
         snapshot: What to keep; tensors of any device.
         keep: Newest checkpoints that stay, at least 1, the one that is written included.
+        best: Whether this is the best so far; the link ``best`` then names it.
 
     Returns:
         The checkpoint's folder.
@@ -111,7 +116,7 @@ def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
     with refusals_named(final):
         final.parent.mkdir(exist_ok=True)
         for leftover in final.parent.glob(f".*{_UNFINISHED}"):  # of a run that was killed while it saved
-            shutil.rmtree(leftover)
+            leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         beside.mkdir()
         try:
             _fill(beside, snapshot)
@@ -121,10 +126,24 @@ def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int) -> Path:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+        if best:
+            link = final.with_name(f".{BEST}{_UNFINISHED}")
+            link.unlink(missing_ok=True)
+            link.symlink_to(final.name)
+            link.replace(final.with_name(BEST))
         flush_folder(final.parent)
+        kept = best_checkpoint(run)
         for old in [path for path in checkpoints(run) if path != final][: -(keep - 1) or None]:
-            _remove(old)
+            if old != kept:
+                _remove(old)
     return final
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that the link ``best`` names, unverified; None where there is none."""
+    link = run / FOLDER / BEST
+    named = link.with_name(link.readlink().name) if link.is_symlink() else None
+    return named if named is not None and named.is_dir() else None
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -142,11 +161,13 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest one if it is the folder of a run.
+    """The checkpoint that a path means: itself, the one that the link ``best`` names, or the newest one of a run.
 
     Raises:
         CheckpointError: The path does not exist, or is neither.
     """
+    if path.name == BEST and (best := best_checkpoint(path.parent.parent)) is not None:
+        return best
     if _NAME.fullmatch(path.name) and path.is_dir():
         return path
     newest = latest_checkpoint(path)
@@ -208,13 +229,16 @@ def load_snapshot(checkpoint: Path) -> Snapshot:
     """
     _verify(checkpoint, _FILES)
     state = json.loads((checkpoint / _STATE).read_bytes())
+    evaluated = safetensors.torch.load_file(checkpoint / _MODEL)
     optimizer = safetensors.torch.load_file(checkpoint / _OPTIMIZER)
+    trained = _with_prefix(_TRAINED, optimizer)
     return Snapshot(
         step=state["step"],
         config=_read_config(checkpoint),
         corpus=state["corpus"],
         fingerprint=state["fingerprint"],
-        model=safetensors.torch.load_file(checkpoint / _MODEL),
+        model=trained or evaluated,
+        average=evaluated if trained else {},
         optimizer=_with_prefix(_OPTIMIZER_STATE, optimizer),
         random=_with_prefix(_RANDOM, optimizer),
         progress=state["progress"],
@@ -241,20 +265,14 @@ def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
     return model.eval(), config
 
 
-def checkpoint_bytes(
-    model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], random: Mapping[str, Tensor], config: RunConfig
-) -> int:
-    """Bytes that a checkpoint of these tensors would take, to within its three small text files.
+def checkpoint_bytes(snapshot: Snapshot) -> int:
+    """Bytes that a checkpoint of a snapshot would take, to within its three small text files.
 
     Args:
-        model: Weights by name; only shapes and dtypes are looked at, here as below.
-        optimizer: Optimizer state by name.
-        random: States of the random generators by device.
-        config: All settings.
+        snapshot: Of its tensors only shapes and dtypes are looked at.
     """
-    text = config_text(config, corpus="", fingerprint="0" * 64)
-    tensors = sum(map(_tensor_file_bytes, (model, _beside_the_model(optimizer, random))))
-    return tensors + len(text) + _OTHER_TEXT_BYTES
+    text = config_text(snapshot.config, corpus=snapshot.corpus, fingerprint=snapshot.fingerprint)
+    return sum(map(_tensor_file_bytes, _tensors_by_file(snapshot).values())) + len(text) + _OTHER_TEXT_BYTES
 
 
 def read_corpus(path: Path) -> tuple[str, str]:
@@ -316,8 +334,8 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
         "progress": dict(snapshot.progress),
     }
     text = config_text(snapshot.config, corpus=snapshot.corpus, fingerprint=snapshot.fingerprint)
-    _write_tensors(folder / _MODEL, snapshot.model)
-    _write_tensors(folder / _OPTIMIZER, _beside_the_model(snapshot.optimizer, snapshot.random))
+    for name, tensors in _tensors_by_file(snapshot).items():
+        _write_tensors(folder / name, tensors)
     write_file(folder / _STATE, _rendered(state))
     write_file(folder / PATH_OF_CONFIG, text.encode())
     manifest = {
@@ -330,12 +348,12 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     write_file(folder / _MANIFEST, _rendered({**manifest, "sha256": hashlib.sha256(_rendered(manifest)).hexdigest()}))
 
 
-def _beside_the_model(optimizer: Mapping[str, Tensor], random: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What goes into the optimizer's file."""
-    return {
-        **{_OPTIMIZER_STATE + name: tensor for name, tensor in optimizer.items()},
-        **{_RANDOM + name: tensor for name, tensor in random.items()},
-    }
+def _tensors_by_file(snapshot: Snapshot) -> dict[str, Mapping[str, Tensor]]:
+    beside = {_OPTIMIZER_STATE + name: tensor for name, tensor in snapshot.optimizer.items()}
+    beside |= {_RANDOM + name: tensor for name, tensor in snapshot.random.items()}
+    if snapshot.average:
+        beside |= {_TRAINED + name: tensor for name, tensor in snapshot.model.items()}
+    return {_MODEL: snapshot.average or snapshot.model, _OPTIMIZER: beside}
 
 
 def _tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -16,7 +16,7 @@ from typing import Final
 import torch
 
 from bytelm import machine
-from bytelm.checkpoint import checkpoint_bytes
+from bytelm.checkpoint import Snapshot, checkpoint_bytes
 from bytelm.config import RunConfig
 from bytelm.device import choose_device
 from bytelm.evaluate import bits_per_byte
@@ -122,7 +122,18 @@ def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "ne
             speed = measure(open_job(stack, config, corpus, run, resume, dry=True), left_by_tracing)
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)
-    size = checkpoint_bytes(traced.model, traced.optimizer, random_states(device), config)
+    size = checkpoint_bytes(
+        Snapshot(
+            step=0,
+            config=config,
+            corpus=str(corpus.resolve()),
+            fingerprint="0" * 64,
+            model=traced.model,
+            optimizer=traced.optimizer,
+            random=random_states(device),
+            progress={},
+        )
+    )
     return Estimate(
         parameters=model.parameter_counts(),
         flops_per_byte=model.flops_per_byte(config.data.window_bytes, training=True),

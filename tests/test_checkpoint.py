@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from bytelm.checkpoint import (
     Snapshot,
     _tensor_file_bytes,
+    best_checkpoint,
     checkpoint_bytes,
     checkpoints,
     find_checkpoint,
@@ -107,8 +109,7 @@ def test_the_size_of_a_checkpoint_is_known_before_it_is_written(saved: Path) -> 
     assert _tensor_file_bytes(snapshot.model) == sizes["model.safetensors"]
     beside = {f"optimizer.{name}": tensor for name, tensor in snapshot.optimizer.items()}
     assert _tensor_file_bytes({**beside, "random.cpu": snapshot.random["cpu"]}) == sizes["optimizer.safetensors"]
-    expected = checkpoint_bytes(snapshot.model, snapshot.optimizer, snapshot.random, snapshot.config)
-    assert abs(sum(sizes.values()) - expected) < 1000  # of paths and numbers in the text files
+    assert abs(sum(sizes.values()) - checkpoint_bytes(snapshot)) < 1000  # of paths and numbers in the text files
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8])
@@ -118,6 +119,52 @@ def test_the_size_of_a_file_of_tensors_is_exact(tmp_path: Path, dtype: torch.dty
         tensors["scalar"] = torch.zeros(())
         safetensors.torch.save_file(tensors, tmp_path / "file")
         assert _tensor_file_bytes(tensors) == (tmp_path / "file").stat().st_size
+
+
+def test_beside_an_average_the_trained_weights_come_back_and_the_average_is_what_loads(run: Path) -> None:
+    plain = snapshot_of(10)
+    snapshot = replace(plain, average={name: tensor + 1 for name, tensor in plain.model.items()})
+    checkpoint = save_checkpoint(run, snapshot, keep=1)
+    found = load_snapshot(checkpoint)
+    for name in ("model", "average", "optimizer", "random"):
+        before, after = getattr(snapshot, name), getattr(found, name)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    weights = load_model(run)[0].state_dict()
+    assert all(torch.equal(weights[name], snapshot.average[name]) for name in weights)
+    size = sum(path.stat().st_size for path in checkpoint.iterdir())
+    assert abs(size - checkpoint_bytes(snapshot)) < 1000
+
+
+def test_a_checkpoint_of_the_first_version_still_loads(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bytelm.checkpoint.FORMAT_VERSION", 1)
+    checkpoint = save_checkpoint(run, snapshot_of(10), keep=1)
+    monkeypatch.undo()
+    assert json.loads((checkpoint / "manifest.json").read_bytes())["version"] == 1
+    assert load_snapshot(checkpoint).step == 10
+
+
+def test_the_best_checkpoint_stays_and_has_a_name(run: Path) -> None:
+    for step in range(10, 70, 10):
+        save_checkpoint(run, snapshot_of(step), keep=2, best=step in (20, 30))
+    assert [path.name for path in checkpoints(run)] == ["step-00000030", "step-00000050", "step-00000060"]
+    assert best_checkpoint(run) == run / "checkpoints" / "step-00000030"
+    assert find_checkpoint(run / "checkpoints" / "best").name == "step-00000030"
+    assert find_checkpoint(run).name == "step-00000060"
+    model, _ = load_model(run / "checkpoints" / "best")
+    expected = snapshot_of(30).model
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_best_checkpoint_that_is_gone_is_none(run: Path) -> None:
+    assert best_checkpoint(run) is None
+    save_checkpoint(run, snapshot_of(10), keep=1, best=True)
+    shutil.rmtree(run / "checkpoints" / "step-00000010")
+    assert best_checkpoint(run) is None
+    with pytest.raises(CheckpointError):
+        find_checkpoint(run / "checkpoints" / "best")
+    save_checkpoint(run, snapshot_of(20), keep=1, best=True)
+    assert best_checkpoint(run) == run / "checkpoints" / "step-00000020"
 
 
 def test_a_model_loads_from_the_run_and_from_a_checkpoint_of_it(saved: Path) -> None:
@@ -228,8 +275,8 @@ def test_a_checkpoint_under_the_name_of_another_step_is_noticed(saved: Path) -> 
 def test_a_version_that_is_not_known_is_refused_with_what_to_do(saved: Path) -> None:
     path = newest(saved) / "manifest.json"
     manifest = json.loads(path.read_bytes())
-    path.write_text(json.dumps({**manifest, "version": 2}))
-    with pytest.raises(CheckpointError, match=r"version 2 .* install a newer bytelm"):
+    path.write_text(json.dumps({**manifest, "version": 3}))
+    with pytest.raises(CheckpointError, match=r"version 3 .* install a newer bytelm"):
         load_model(saved)
 
 

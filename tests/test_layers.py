@@ -61,7 +61,7 @@ ROWS: list[set[str]] = [
     {"bytelm.heads"},
     {"bytelm.model"},
     {"bytelm.loss", "bytelm.checkpoint"},
-    {"bytelm.decode", "bytelm.memory"},
+    {"bytelm.decode", "bytelm.memory", "bytelm.saver"},
     {"bytelm.evaluate"},
     {"bytelm.job"},
     {"bytelm.train", "bytelm.doctor"},
