@@ -1,153 +1,183 @@
-"""Which paths are read: patterns as in ``.gitignore``, given by the caller or lying in the folders themselves.
+r"""Patterns as in ``.gitignore``, matched byte for byte as git matches them.
 
-The matching is pathspec's. What it leaves to us is what git does with the answers: a folder that is left out is not
-looked into, so nothing below it can be taken back; among several ``.gitignore`` files the deepest one that has
-anything to say about a path decides.
+    *.o           a name anywhere            /build        only at the top          doc/*.txt     a path from the top
+    out/          folders only               **/x  a/**/x  a/**                     any number of folders
+    !keep.o       takes back                 ?  [a-z]  [!a]  [[:digit:]]  \#        one byte; escaped
+
+A path is asked for by itself: whether a folder above it is left out is asked for that folder. The last pattern that
+matches decides, and where none does, the patterns have nothing to say. Libraries that match a folder's pattern against
+everything below it cannot take back what git takes back; the tests compare with git itself.
 """
 
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+import re
+import string
+from collections.abc import Iterable
+from typing import Final
 
-from bytelm.data.documents import unreadable
-from bytelm.errors import ConfigError
+_CLASSES: Final = {
+    b"alnum": string.ascii_letters + string.digits,
+    b"alpha": string.ascii_letters,
+    b"blank": " \t",
+    b"cntrl": "".join(map(chr, (*range(32), 127))),
+    b"digit": string.digits,
+    b"graph": string.ascii_letters + string.digits + string.punctuation,
+    b"lower": string.ascii_lowercase,
+    b"print": string.ascii_letters + string.digits + string.punctuation + " ",
+    b"punct": string.punctuation,
+    b"space": " \t\n\r\f\v",
+    b"upper": string.ascii_uppercase,
+    b"xdigit": string.hexdigits,
+}
+_SLASH: Final = ord("/")
 
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
-    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
+class NoPattern(ValueError):  # noqa: N818  it says what the line is
+    """A line that can match nothing: empty, a comment, or something unfinished."""
 
 
-class PathFilter:
-    """What the caller includes and excludes, by paths below a source.
+class Pattern:
+    """One pattern.
 
     Args:
-        include: Patterns; where there are any, only what matches one is read.
-        exclude: Patterns; what matches is left out, whatever is included.
-
-    Raises:
-        ConfigError: A pattern is none.
-    """
-
-    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
-        self._include = _given(include, "include") if include else None
-        self._exclude = _given(exclude, "exclude") if exclude else None
-
-    def keeps(self, path: bytes) -> bool:
-        """Whether a file is read. Archives count as folders: ask ``enters`` for them, and this for their members."""
-        if self._include is None and self._exclude is None:
-            return True
-        name = os.fsdecode(path)
-        if self._exclude is not None and self._exclude.match_file(name):
-            return False
-        return self._include is None or self._include.match_file(name)
-
-    def enters(self, path: bytes) -> bool:
-        """Whether a folder or an archive is looked into: what is included may be anywhere, what is excluded is not."""
-        return self._exclude is None or not self._exclude.match_file(os.fsdecode(path) + "/")
-
-
-@dataclass(frozen=True, slots=True)
-class Gitignore:
-    """One ``.gitignore`` file.
+        line: A line of a ``.gitignore`` file, without its end.
 
     Attributes:
-        spec: Its patterns.
-        begin: Where in a path that is walked the part below the file's folder begins.
-        above: What stands before that part, if the file lies above the folder where the walk began.
+        excludes: What it says of the paths that it matches; one with ``!`` takes them back.
+
+    Raises:
+        NoPattern: It is none.
     """
 
-    spec: "GitIgnoreSpec"
-    begin: int
-    above: str = ""
+    def __init__(self, line: bytes) -> None:
+        body = _without_spaces(line)
+        if not body or body.startswith(b"#"):
+            raise NoPattern("it is empty or a comment")
+        self.excludes = not body.startswith(b"!")
+        body = body.removeprefix(b"!")
+        self._folders_only = body.endswith(b"/")
+        body = body.removesuffix(b"/")
+        self._is_path = b"/" in body
+        body = body.removeprefix(b"/")
+        if not body:
+            raise NoPattern("it names nothing")
+        self._matches = re.compile(_regex(body), re.DOTALL).fullmatch
+
+    def matches(self, path: bytes, name: bytes, *, is_folder: bool) -> bool:
+        """Whether it matches a path.
+
+        Args:
+            path: Path from where the patterns hold, without a slash at its end.
+            name: Its last part.
+            is_folder: It is a folder.
+        """
+        if self._folders_only and not is_folder:
+            return False
+        return self._matches(path if self._is_path else name) is not None
 
 
-def ignored(path: bytes, gitignores: Sequence[Gitignore], *, is_folder: bool) -> bool:
-    """Whether git would leave a path out; folders that it leaves out must not be looked into.
+class Patterns:
+    """Several patterns, of which the last that matches decides.
 
     Args:
-        path: Path that is walked.
-        gitignores: Those of all folders that it lies in, the outermost first.
-        is_folder: It is a folder.
+        patterns: In order.
     """
-    for one in reversed(gitignores):
-        name = one.above + os.fsdecode(path[one.begin :]) + ("/" if is_folder else "")
-        verdict = one.spec.check_file(name).include
-        if verdict is not None:
-            return verdict
-    return False
 
+    def __init__(self, patterns: Iterable[Pattern]) -> None:
+        self._last_first = tuple(patterns)[::-1]
 
-def gitignores_above(folder: bytes) -> tuple[Gitignore, ...]:
-    """The ``.gitignore`` files from the root of the repository that a folder lies in down to it, without its own.
+    def verdict(self, path: bytes, *, is_folder: bool) -> bool | None:
+        """What they say of a path: True where it is matched, False where it is taken back, None where nothing is said.
 
-    Raises:
-        SourceError: One cannot be read.
-    """
-    whole = Path(os.path.realpath(os.fsdecode(folder)))
-    chain = [whole, *whole.parents]
-    depth = next((depth for depth, place in enumerate(chain) if (place / ".git").exists()), 0)
-    found: list[Gitignore] = []
-    for place in reversed(chain[1 : depth + 1]):
-        spec = _spec_in(place)
-        if spec is not None:
-            found.append(Gitignore(spec, below(folder), above=f"{whole.relative_to(place)}/"))
-    return tuple(found)
-
-
-def gitignore_in(folder: bytes) -> Gitignore | None:
-    """The ``.gitignore`` file of a folder that is walked, if it has one. As git does, a symbolic link is not read.
-
-    Raises:
-        SourceError: It cannot be read.
-    """
-    spec = _spec_in(Path(os.fsdecode(folder)))
-    return None if spec is None else Gitignore(spec, below(folder))
-
-
-def below(folder: bytes) -> int:
-    """Where the part below a folder begins in a path in it."""
-    return len(folder) + (not folder.endswith(b"/"))
-
-
-def _spec_in(folder: Path) -> "GitIgnoreSpec | None":
-    place = folder / ".gitignore"
-    if place.is_symlink() or not place.is_file():
+        Args:
+            path: Path from where the patterns hold, without a slash at its end.
+            is_folder: It is a folder.
+        """
+        name = path[path.rfind(b"/") + 1 :]
+        for pattern in self._last_first:
+            if pattern.matches(path, name, is_folder=is_folder):
+                return pattern.excludes
         return None
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        raise unreadable(os.fsencode(place), error) from error
-    lines = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")).split("\n")
-    return _parsed(line.removesuffix("\r") for line in lines)
 
 
-def _parsed(lines: Iterable[str]) -> "GitIgnoreSpec":
-    """Patterns of a file; a line that is none matches nothing, as for git."""
-    from pathspec import GitIgnoreSpec
+def _without_spaces(line: bytes) -> bytes:
+    """A line without the spaces at its end; one that is escaped stays."""
+    body = line.rstrip(b" ")
+    escapes = len(body) - len(body.rstrip(b"\\"))
+    return body + b" " if escapes % 2 and len(body) < len(line) else body
 
-    patterns: list[GitIgnoreSpecPattern] = []
-    for line in lines:
-        try:
-            patterns += GitIgnoreSpec.from_lines([line]).patterns
-        except ValueError:
+
+def _regex(pattern: bytes) -> bytes:
+    """The regular expression of a pattern, for a whole path or name.
+
+    Raises:
+        NoPattern: It ends in the middle of something.
+    """
+    parts: list[bytes] = []
+    # git compares what stands before the first wildcard by itself; then "a**/b" begins with its stars, as "**/b" does.
+    first = next((at for at, byte in enumerate(pattern) if byte in b"*?[\\"), 0)
+    at = 0
+    while at < len(pattern):
+        byte = pattern[at : at + 1]
+        if byte == b"*":
+            end = len(pattern) - len(pattern[at:].lstrip(b"*"))
+            begins_part = at == first or pattern[at - 1 : at] == b"/"
+            if end - at >= 2 and begins_part and end == len(pattern):
+                parts.append(b".*")
+            elif end - at >= 2 and begins_part and pattern[end : end + 1] == b"/":
+                parts.append(b"(?:.*/)?")
+                end += 1
+            else:
+                parts.append(b"[^/]*")
+            at = end
+        elif byte == b"?":
+            parts.append(b"[^/]")
+            at += 1
+        elif byte == b"[":
+            chosen, at = _bracket(pattern, at + 1)
+            parts.append(b"[%s]" % b"".join(b"\\x%02x" % one for one in chosen) if chosen else b"(?!)")
+        else:
+            at += byte == b"\\"
+            if at == len(pattern):
+                raise NoPattern("it ends with a backslash")
+            parts.append(re.escape(pattern[at : at + 1]))
+            at += 1
+    return b"".join(parts)
+
+
+def _bracket(pattern: bytes, at: int) -> tuple[list[int], int]:
+    """The bytes that a bracket stands for, and where it ends.
+
+    Raises:
+        NoPattern: It does not end, or names an unknown class.
+    """
+    negated = pattern[at : at + 1] in (b"!", b"^")
+    at += negated
+    chosen: set[int] = set()
+    previous: int | None = None
+    is_first = True
+    while is_first or pattern[at : at + 1] != b"]":
+        is_first = False
+        if at >= len(pattern):
+            raise NoPattern("its bracket does not end")
+        is_range = pattern[at : at + 1] == b"-" and previous is not None and pattern[at + 1 : at + 2] not in (b"", b"]")
+        class_end = pattern.find(b"]", at + 2) if pattern[at : at + 2] == b"[:" else -1
+        if class_end > at + 2 and pattern[class_end - 1 : class_end] == b":":
+            name = pattern[at + 2 : class_end - 1]
+            if name not in _CLASSES:
+                raise NoPattern(f"it names the class {name.decode('utf-8', 'backslashreplace')!r}")
+            chosen.update(_CLASSES[name].encode())
+            previous, at = None, class_end + 1
             continue
-    return GitIgnoreSpec(patterns)
-
-
-def _given(patterns: Sequence[str], setting: str) -> "GitIgnoreSpec":
-    from pathspec import GitIgnoreSpec
-
-    meant: list[GitIgnoreSpecPattern] = []
-    for pattern in patterns:
-        try:
-            spec = GitIgnoreSpec.from_lines([pattern])
-        except ValueError as error:
-            raise ConfigError(f"{setting} = {pattern!r}: {error}; give a pattern as in a .gitignore file") from error
-        if all(one.include is None for one in spec.patterns):
-            raise ConfigError(f"{setting} = {pattern!r}: this matches nothing; give a pattern as in a .gitignore file")
-        meant += spec.patterns
-    if not any(one.include for one in meant):
-        raise ConfigError(f"{setting} = {list(patterns)!r}: these only take back; give a pattern without '!' first")
-    return GitIgnoreSpec(meant)
+        at += is_range
+        at += pattern[at : at + 1] == b"\\"
+        if at >= len(pattern):
+            raise NoPattern("its bracket does not end")
+        byte = pattern[at]
+        if is_range and previous is not None:
+            chosen.update(range(previous, byte + 1))
+        else:
+            chosen.add(byte)
+        previous = None if is_range else byte
+        at += 1
+    everything = set(range(256)) - chosen if negated else chosen
+    return sorted(everything - {_SLASH}), at + 1

@@ -9,7 +9,7 @@ from bytelm.data import archives, tables
 from bytelm.data.addresses import blocks_of, opened
 from bytelm.data.compression import MAGIC_BYTES, Allowance, Forward, decompress, fits
 from bytelm.data.documents import Document, ReadOptions, Skipped, Unit, shown_path
-from bytelm.data.patterns import PathFilter
+from bytelm.data.path_filter import PathFilter
 from bytelm.data.walk import list_folder
 from bytelm.errors import SourceError
 

@@ -43,7 +43,7 @@ from bytelm.data.documents import (
 )
 from bytelm.data.kinds import KINDS
 from bytelm.data.kinds import kind_of as _kind_of
-from bytelm.data.patterns import PathFilter, below
+from bytelm.data.path_filter import PathFilter, below
 from bytelm.data.reading import WHOLE, read_unit
 from bytelm.data.storage import file_system_of, is_remote, retried
 from bytelm.data.walk import FileIdentity, Unlisted, walk

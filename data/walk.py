@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from bytelm.data.documents import Skipped, unreadable
-from bytelm.data.patterns import Gitignore, PathFilter, below, gitignore_in, gitignores_above, ignored
+from bytelm.data.path_filter import Gitignore, PathFilter, below, gitignore_in, gitignores_above, is_ignored
 from bytelm.errors import SourceError
 
 FileIdentity = tuple[int, int]
@@ -83,7 +83,7 @@ def walk(
                 yield Skipped(path, "link")
             elif (
                 (gitignore and entry.name == b".git")
-                or ignored(path, level.gitignores, is_folder=True)
+                or is_ignored(path, level.gitignores, is_folder=True)
                 or not paths.enters(path[begin:])
             ):
                 yield Skipped(path, "excluded")
@@ -96,7 +96,7 @@ def walk(
                     levels.append(_Level(*listed, identity))
         elif not _is_file(entry, follow_links):
             yield Skipped(path, "link" if entry.is_symlink() else "special")
-        elif level.gitignores and ignored(path, level.gitignores, is_folder=False):
+        elif level.gitignores and is_ignored(path, level.gitignores, is_folder=False):
             yield Skipped(path, "excluded")
         else:
             yield entry
