@@ -18,14 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bytelm.errors import ConfigError
 
 AttentionKind = Literal["local", "global"]
-HeadFamily = Literal["linear", "mlp", "transformer"]
+HeadFamily = Literal["linear", "mlp", "transformer", "causal", "anticausal", "shared"]
 BackwardMode = Literal["auto", "naive", "sequential", "checkpoint"]
+Curriculum = Literal["none", "forward", "reverse"]
 Precision = Literal["auto", "float32", "bfloat16"]
 AttentionBackend = Literal["torch", "flex", "xformers", "reference"]
 AttentionSetting = Literal["auto", "torch", "flex", "xformers", "reference"]
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
 
+_FAMILIES_OF_LAYERS: Final = ("transformer", "causal", "anticausal")
 MAX_PREDICTION_HEADS: Final = 32
 BUDGETS: Final = ("steps", "bytes", "time_budget_s")
 PATH_OF_CONFIG: Final = "config.toml"
@@ -84,7 +86,7 @@ class ModelConfig(_Section):
 
 
 class HeadsConfig(_Section):
-    """The K independent prediction heads: head k reads position t and predicts byte t + 1 + k."""
+    """The K prediction heads: head k reads position t and predicts byte t + 1 + k."""
 
     family: HeadFamily = Field(default="linear", description="what a head is made of")
     count: int = Field(
@@ -92,10 +94,24 @@ class HeadsConfig(_Section):
     )
     backward: BackwardMode = Field(
         default="auto",
-        description="how the heads are back-propagated; auto is naive for light heads, sequential for transformer",
+        description="how the heads are back-propagated, at equal gradients; auto is sequential",
     )
     keep_parameters_equal: bool = Field(
-        default=False, description="transformer family: take K - 1 layers off the trunk, as the paper does"
+        default=False,
+        description="take K - 1 layers off the trunk for the K layers of the heads, as the paper does",
+    )
+    weight_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="weight of each head in the loss over that of the head before it: 1 is constant, 0.8 decays",
+    )
+    curriculum: Curriculum = Field(
+        default="none",
+        description="heads that learn over the budget: all, forward from one to all of them, or reverse",
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0, le=1, description="factor of the squared log denominator of each softmax; 0 is off"
     )
 
 
@@ -183,8 +199,11 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.heads.keep_parameters_equal and self.heads.family != "transformer":
-            raise ValueError(f"heads.keep_parameters_equal needs heads.family = transformer, found {self.heads.family}")
+        if self.heads.keep_parameters_equal and self.heads.family not in _FAMILIES_OF_LAYERS:
+            raise ValueError(
+                f"heads.keep_parameters_equal needs a layer for each head: heads.family = "
+                f"{', '.join(_FAMILIES_OF_LAYERS)}; found {self.heads.family}"
+            )
         if self.trunk_layers < 1:
             raise ValueError(
                 f"heads.keep_parameters_equal takes heads.count - 1 = {self.heads.count - 1} layers off "

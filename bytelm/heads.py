@@ -1,8 +1,10 @@
 """The K prediction heads: hidden state at byte t → logits of bytes t + 1 … t + K.
 
-Three families with one interface. ``linear``: K maps of their own on the normalised hidden state, one product in
-training. ``mlp``: one residual SiLU layer a head, then a shared unembedding. ``transformer``: one transformer layer a
-head, then a shared unembedding. A new family is a class with ``head_logits`` and an entry in ``FAMILIES``.
+Six families with one interface. A head is a state and its unembedding. ``linear``: K maps of their own on the
+normalised hidden state, one product in training. ``mlp``: one residual SiLU layer a head. ``transformer``: one
+transformer layer a head. ``causal`` and ``anticausal``: the same layers one on top of the other, from the nearest
+byte to the farthest or the other way. ``shared``: one such layer, applied once more for each head. All but the first
+share an unembedding. A new family is a class with ``head_state`` and ``unembed`` and an entry in ``FAMILIES``.
 
 Head 0 is the language model, the others draft. In decoding head 0 is always computed by itself, with the rows of
 its own pass, so that it gives the same bits whether or not the draft heads run.
@@ -11,15 +13,17 @@ Shapes: B batch, T bytes (M rows of a decoding pass), D width, K prediction head
 """
 
 import abc
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bytelm.config import AttentionBackend, HeadFamily, HeadsConfig, ModelConfig
+from bytelm.config import AttentionBackend, AttentionKind, HeadFamily, HeadsConfig, ModelConfig
 from bytelm.kv_cache import KVCache
-from bytelm.layers import ALL_ROWS, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass
+from bytelm.layers import ALL_ROWS, Block, CachedPass, Linear, Pass, RMSNorm, Rotary, WindowPass
 from bytelm.vocab import VOCABULARY_SIZE
 
 
@@ -34,40 +38,86 @@ class PredictionHeads(nn.Module, abc.ABC):
 
     Attributes:
         count: K.
+        order: The heads in the order in which they are computed.
+        chained: Whether a head's state is made from that of the head before it in ``order``, and not from the trunk's.
         cache_layers: Layers that the heads take in a cache.
-        shares_unembedding: Whether all heads end in one matrix.
     """
 
+    chained = False
     cache_layers = 0
-    shares_unembedding = True
 
     def __init__(
         self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
     ) -> None:
         super().__init__()
-        del first_layer  # only a family that attends needs a place in the cache
         self.config = model
         self.count = count
+        self.order = range(count)
         self.attention_backend: AttentionBackend = attention_backend
         self.norm = RMSNorm(model.d_model, model.norm_epsilon)
+        self._build(model, first_layer)
 
     @abc.abstractmethod
+    def _build(self, model: ModelConfig, first_layer: int) -> None:
+        """Make the parameters that are not common to all families."""
+        ...
+
+    @abc.abstractmethod
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+        """What a head makes of what it is given.
+
+        Args:
+            head: 0 … K - 1.
+            before_BTD: Residual stream at the trunk's end, before the final norm; in a chain, for all heads but the
+                first in ``order``, the state of the head before.
+            shared: The pass, from ``window_pass``; families that do not attend take no notice of it.
+            rows: Rows whose state is wanted.
+
+        Returns:
+            (B, rows, D).
+        """
+        ...
+
+    @abc.abstractmethod
+    def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
+        """Logits (B, T, V) of a head from its state: [b, t, v] scores id v as byte t + 1 + head."""
+        ...
+
+    def uses(self, module: nn.Module) -> int:
+        """How often all heads together compute with one of their matrices or attention layers."""
+        return self.count if module is self.get_submodule("unembedding") else 1
+
+    def states(
+        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: slice = ALL_ROWS
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Wanted heads with their states, each computed once, in ``order``.
+
+        Args:
+            hidden_BTD: Residual stream at the trunk's end, before the final norm.
+            shared: The pass, from ``window_pass``.
+            wanted: Heads, ascending.
+            rows: Rows whose states are wanted.
+        """
+        for head in wanted:
+            yield head, self.head_state(head, hidden_BTD, shared, rows)
+
     def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
-        """Logits of one head.
+        """Logits of one head; in a chain, all heads before it in ``order`` are computed for it.
 
         Args:
             head: 0 … K - 1.
             hidden_BTD: Residual stream at the trunk's end, before the final norm.
-            shared: The pass, from ``window_pass``; families that do not attend take no notice of it.
+            shared: The pass, from ``window_pass``.
             rows: Rows whose logits are wanted.
 
         Returns:
             (B, rows, V): [b, t, v] scores id v as byte t + 1 + head.
         """
-        ...
+        ((_, state_BTD),) = self.states(hidden_BTD, shared, range(head, head + 1), rows)
+        return self.unembed(head, state_BTD)
 
     def window_pass(self, hidden_BTD: Tensor, documents_BT: Tensor | None) -> Pass | None:
-        """What ``head_logits`` needs of a window, made once for all heads; None in a family without attention."""
+        """What ``head_state`` needs of a window, made once for all heads; None in a family without attention."""
         del hidden_BTD, documents_BT
         return None
 
@@ -83,8 +133,12 @@ class PredictionHeads(nn.Module, abc.ABC):
             (B, T, k, V).
         """
         shared = self.window_pass(hidden_BTD, documents_BT)
-        wanted = range(self.count) if heads is None else heads
-        return torch.stack([self.head_logits(head, hidden_BTD, shared) for head in wanted], dim=2)
+        return self.stacked_logits(hidden_BTD, shared, range(self.count) if heads is None else heads)
+
+    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: slice = ALL_ROWS) -> Tensor:
+        """Logits of some heads (B, rows, k, V), where the pass is there already."""
+        found = {head: self.unembed(head, state) for head, state in self.states(hidden_BTD, shared, which, rows)}
+        return torch.stack([found[head] for head in which], dim=2)
 
     def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
         """Leave the keys and values of all heads in the cache of a pass that reads a prompt."""
@@ -107,8 +161,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         Returns:
             (B, rows, k, V).
         """
-        shared = self._cached_pass(hidden_BMD, cache)
-        return torch.stack([self.head_logits(head, hidden_BMD, shared, rows) for head in which], dim=2)
+        return self.stacked_logits(hidden_BMD, self._cached_pass(hidden_BMD, cache), which, rows)
 
     def _cached_pass(self, hidden_BMD: Tensor, cache: KVCache) -> Pass | None:
         del hidden_BMD, cache
@@ -122,23 +175,28 @@ class LinearHeads(PredictionHeads):
         Gloeckle et al. 2024, arXiv 2404.19737, appendix B, "replicated unembeddings", which its byte models use.
     """
 
-    shares_unembedding = False
+    def _build(self, model: ModelConfig, first_layer: int) -> None:
+        del first_layer
+        self.unembedding = Linear(model.d_model, self.count * VOCABULARY_SIZE)
 
-    def __init__(
-        self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
-    ) -> None:
-        super().__init__(model, count, first_layer, attention_backend)
-        self.unembedding = Linear(model.d_model, count * VOCABULARY_SIZE)
-
-    def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def uses(self, module: nn.Module) -> int:
         """See ``PredictionHeads``."""
-        del shared
-        return self._product(self.norm(hidden_BTD[:, rows]), range(head, head + 1)).squeeze(2)
+        del module
+        return 1
 
-    def logits(self, hidden_BTD: Tensor, documents_BT: Tensor | None = None, heads: range | None = None) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+        """See ``PredictionHeads``; the same for all heads."""
+        del head, shared
+        return self.norm(before_BTD[:, rows])
+
+    def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
+        """See ``PredictionHeads``."""
+        return self._product(state_BTD, range(head, head + 1)).squeeze(2)
+
+    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: slice = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``; all heads are one product."""
-        del documents_BT
-        return self._product(self.norm(hidden_BTD), range(self.count) if heads is None else heads)
+        del shared
+        return self._product(self.norm(hidden_BTD[:, rows]), which)
 
     def decode_logits(self, hidden_BMD: Tensor, cache: KVCache, which: range, *, rows: slice = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``; the draft heads are one product, head 0 is its own."""
@@ -161,18 +219,21 @@ class MLPHeads(PredictionHeads):
         The residual block of Cai et al. 2024, arXiv 2401.10774, section 2.1.1, here trained with the trunk.
     """
 
-    def __init__(
-        self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
-    ) -> None:
-        super().__init__(model, count, first_layer, attention_backend)
-        self.layers = nn.ModuleList(Linear(model.d_model, model.d_model) for _ in range(count))
+    def _build(self, model: ModelConfig, first_layer: int) -> None:
+        del first_layer
+        self.layers = nn.ModuleList(Linear(model.d_model, model.d_model) for _ in range(self.count))
         self.unembedding = Linear(model.d_model, VOCABULARY_SIZE)
 
-    def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``."""
         del shared
-        normed = self.norm(hidden_BTD[:, rows])
-        return self.unembedding(normed + F.silu(self.layers[head](normed)))
+        normed = self.norm(before_BTD[:, rows])
+        return normed + F.silu(self.layers[head](normed))
+
+    def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
+        """See ``PredictionHeads``."""
+        del head
+        return self.unembedding(state_BTD)
 
 
 class TransformerHeads(PredictionHeads):
@@ -184,19 +245,24 @@ class TransformerHeads(PredictionHeads):
         Gloeckle et al. 2024, arXiv 2404.19737, section 2.
     """
 
-    def __init__(
-        self, model: ModelConfig, count: int, first_layer: int, attention_backend: AttentionBackend = "torch"
-    ) -> None:
-        super().__init__(model, count, first_layer, attention_backend)
+    layers_of_its_own = True
+
+    def _build(self, model: ModelConfig, first_layer: int) -> None:
         kind = model.attention_kind(model.layers - 1)
-        self.cache_layers = count
-        self.blocks = nn.ModuleList(Block(model, kind, first_layer + head) for head in range(count))
+        self.cache_layers = self.count
+        layers = self.count if self.layers_of_its_own else 1
+        self.blocks = nn.ModuleList(Block(model, kind, first_layer + layer) for layer in range(layers))
         self.unembedding = Linear(model.d_model, VOCABULARY_SIZE)
 
-    def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``."""
         assert shared is not None, "a head that attends needs the pass"
-        return self.unembedding(self.norm(self.blocks[head](hidden_BTD, shared, rows)))
+        return self.blocks[head](before_BTD, shared, rows)
+
+    def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
+        """See ``PredictionHeads``."""
+        del head
+        return self.unembedding(self.norm(state_BTD))
 
     def window_pass(self, hidden_BTD: Tensor, documents_BT: Tensor | None) -> Pass | None:
         """See ``PredictionHeads``."""
@@ -204,18 +270,125 @@ class TransformerHeads(PredictionHeads):
 
     def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
         """See ``PredictionHeads``."""
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.remember(hidden_BTD, shared)
+        for head in self.order:
+            self._remember_head(head, hidden_BTD, shared)
+
+    def _remember_head(self, head: int, before_BTD: Tensor, shared: Pass) -> None:
+        block = self.blocks[head]
+        assert isinstance(block, Block)
+        block.remember(before_BTD, shared)
 
     def _cached_pass(self, hidden_BMD: Tensor, cache: KVCache) -> Pass | None:
         return CachedPass.build(self.config, cache, hidden_BMD.shape[1], hidden_BMD.dtype)
+
+
+class CausalHeads(TransformerHeads):
+    """Transformer heads in a chain: head 0 on the trunk, each other one on the head of the byte before its own.
+
+    Head 0 has the path of ``transformer``, the farthest head K layers. A chain is a deeper network: in training the
+    states of all its layers are kept (or computed again), and only logits exist one head at a time.
+
+    Source:
+        Gloeckle et al. 2024, arXiv 2404.19737, appendix B, "causal".
+    """
+
+    chained = True
+
+    def states(
+        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: slice = ALL_ROWS
+    ) -> Iterator[tuple[int, Tensor]]:
+        """See ``PredictionHeads``; heads that others need are computed for all rows."""
+        last = max(wanted, key=self.order.index)
+        state_BTD = hidden_BTD
+        for head in self.order:
+            if head == last:
+                yield head, self.head_state(head, state_BTD, shared, rows)
+                return
+            state_BTD = self.head_state(head, state_BTD, shared)
+            if head in wanted:
+                yield head, state_BTD[:, rows]
+
+    def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
+        """See ``PredictionHeads``; of the last head in ``order`` nothing else is needed."""
+        for head in self.order[:-1]:
+            hidden_BTD = self.head_state(head, hidden_BTD, shared)
+        self._remember_head(self.order[-1], hidden_BTD, shared)
+
+
+class AnticausalHeads(CausalHeads):
+    """Transformer heads in a chain from the farthest byte to the nearest: the language model is the end of it.
+
+    Head 0 has K layers on the trunk, so that plain decoding computes all heads as well.
+
+    Source:
+        Gloeckle et al. 2024, arXiv 2404.19737, appendix B, "anticausal".
+    """
+
+    def _build(self, model: ModelConfig, first_layer: int) -> None:
+        super()._build(model, first_layer)
+        self.order = range(self.count - 1, -1, -1)
+
+
+class SharedHeads(CausalHeads):
+    """One transformer layer, applied once for head 0 and once more for each head after it: a causal chain.
+
+    It is told how deep it stands by an embedding that is added to what it is given, at first zero. Its keys of each
+    depth have a layer of their own in a cache.
+
+    Source:
+        Recurrence in depth with an embedding of the depth: Dehghani et al. 2018, arXiv 1807.03819, section 2.1. As
+        prediction heads with shared weights: FastMTP 2025, arXiv 2509.18362, whose layer also reads the id before.
+    """
+
+    layers_of_its_own = False
+
+    def _build(self, model: ModelConfig, first_layer: int) -> None:
+        super()._build(model, first_layer)
+        self.depth_embedding = nn.Parameter(torch.zeros(self.count, model.d_model))
+
+    def uses(self, module: nn.Module) -> int:
+        """See ``PredictionHeads``."""
+        del module
+        return self.count
+
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+        """See ``PredictionHeads``."""
+        assert shared is not None, "a head that attends needs the pass"
+        return self.blocks[0](before_BTD + self.depth_embedding[head], _AtDepth(shared, head), rows)
+
+    def _remember_head(self, head: int, before_BTD: Tensor, shared: Pass) -> None:
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        block.remember(before_BTD + self.depth_embedding[head], _AtDepth(shared, head))
+
+
+@dataclass(frozen=True, slots=True)
+class _AtDepth:
+    """A pass whose layers are so many places later in the cache."""
+
+    inner: Pass
+    depth: int
+
+    @property
+    def rotary(self) -> Rotary:
+        return self.inner.rotary
+
+    def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
+        self.inner.remember(layer + self.depth, key_BTGC, value_BTGC)
+
+    def attend(
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+    ) -> Tensor:
+        return self.inner.attend(query_BTHC, key_BTGC, value_BTGC, kind, layer + self.depth, rows)
 
 
 FAMILIES: Final[dict[HeadFamily, type[PredictionHeads]]] = {
     "linear": LinearHeads,
     "mlp": MLPHeads,
     "transformer": TransformerHeads,
+    "causal": CausalHeads,
+    "anticausal": AnticausalHeads,
+    "shared": SharedHeads,
 }
 """Class of each head family."""
 

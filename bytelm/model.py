@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.config import AttentionBackend, HeadsConfig, ModelConfig, trunk_layers
-from bytelm.heads import build_heads
+from bytelm.heads import SharedHeads, build_heads
 from bytelm.kv_cache import BUCKET, KVCache, slots_for
 from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
 from bytelm.vocab import VOCABULARY_SIZE
@@ -53,10 +53,13 @@ class ByteLM(nn.Module):
         Args:
             generator: On the device of the weights; torch's own where None.
         """
-        depth = self.config.layers
+        # Of the longest path: a chain of heads is one.
+        depth = max(self.config.layers, len(self.layers) + self.heads.chained * self.heads.count)
         self.embedding.normal_(std=1.0, generator=generator)
         for name, module in self.named_modules():
-            if isinstance(module, RMSNorm):
+            if isinstance(module, SharedHeads):
+                module.depth_embedding.zero_()
+            elif isinstance(module, RMSNorm):
                 module.gain.fill_(1.0)
             elif isinstance(module, Linear):
                 std = module.in_features**-0.5
@@ -167,7 +170,7 @@ class ByteLM(nn.Module):
     def flops_per_byte(self, context_bytes: int, *, training: bool) -> float:
         """Floating point operations for one byte of a window, all heads included.
 
-        Matrices cost two operations a weight (a shared unembedding as often as it is used), attention four for each
+        Matrices cost two operations a weight (as often as the heads use it), attention four for each
         channel and byte seen; what a byte cannot see is not counted, though a kernel may compute it. The backward
         pass costs twice the forward pass. Norms, activations and softmax are not counted.
 
@@ -178,15 +181,16 @@ class ByteLM(nn.Module):
         Source:
             Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
         """
-        matrices = sum(module.weight.numel() for module in self.modules() if isinstance(module, Linear))
-        if self.heads.shares_unembedding:
-            matrices += (self.heads.count - 1) * VOCABULARY_SIZE * self.config.d_model
-        attention = 0.0
+        of_heads = set(self.heads.modules())
+        operations = 0.0
         for module in self.modules():
-            if isinstance(module, Attention):
+            uses = self.heads.uses(module) if module in of_heads else 1
+            if isinstance(module, Linear):
+                operations += uses * 2.0 * module.weight.numel()
+            elif isinstance(module, Attention):
                 window = context_bytes if module.kind == "global" else self.config.local_window_bytes
-                attention += 4.0 * self.config.d_model * _mean_visible(context_bytes, window)
-        return (2.0 * matrices + attention) * (3.0 if training else 1.0)
+                operations += uses * 4.0 * self.config.d_model * _mean_visible(context_bytes, window)
+        return operations * (3.0 if training else 1.0)
 
     def _through(self, inputs_BT: Tensor, shared: Pass) -> Tensor:
         hidden_BTD = F.embedding(inputs_BT, self.embedding)

@@ -51,12 +51,15 @@ def test_a_budget_that_is_asked_for_replaces_the_presets(budget: str) -> None:
         (["heads.count"], "written section.key=value"),
         (["heads.count=0"], "heads.count = 0"),
         (["heads.count=33"], "less than or equal to 32"),
-        (["heads.family=medusa"], "'linear', 'mlp' or 'transformer'"),
+        (["heads.family=medusa"], "'linear', 'mlp', 'transformer', 'causal', 'anticausal' or 'shared'"),
+        (["heads.weight_ratio=0"], "heads.weight_ratio = 0"),
+        (["heads.curriculum=backward"], "'none', 'forward' or 'reverse'"),
         (["model.d_model=130"], "model.d_model = 130 is not divisible by model.attention_heads = 4"),
         (["model.d_model=12"], "is odd"),
         (["model.kv_heads=3"], "not divisible by model.kv_heads = 3"),
         (["model.local_window_bytes=1024"], "longer than data.window_bytes"),
-        (["heads.keep_parameters_equal=true"], "needs heads.family = transformer"),
+        (["heads.keep_parameters_equal=true"], "needs a layer for each head"),
+        (["heads.keep_parameters_equal=true", "heads.family=shared"], "causal, anticausal; found shared"),
         (["heads.keep_parameters_equal=true", "heads.family=transformer"], "leaves no trunk"),
         (["train.steps=5", "train.bytes=5"], "one budget decides"),
         (["train.learning_rate=nan"], "train.learning_rate"),
@@ -82,8 +85,9 @@ def test_a_damaged_config_file_is_refused() -> None:
         RunConfig.from_toml("[model\n")
 
 
-def test_keeping_parameters_equal_takes_k_minus_1_layers_off_the_trunk() -> None:
-    changes = ["heads.family=transformer", "heads.keep_parameters_equal=true", "heads.count=3"]
+@pytest.mark.parametrize("family", ["transformer", "causal", "anticausal"])
+def test_keeping_parameters_equal_takes_k_minus_1_layers_off_the_trunk(family: str) -> None:
+    changes = [f"heads.family={family}", "heads.keep_parameters_equal=true", "heads.count=3"]
     assert RunConfig.build("tiny", changes).trunk_layers == 2
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bytelm.config import HeadFamily, HeadsConfig, ModelConfig
-from bytelm.heads import FAMILIES, LinearHeads, PredictionHeads
+from bytelm.heads import FAMILIES, LinearHeads, PredictionHeads, SharedHeads
 from bytelm.model import ByteLM
 from bytelm.vocab import VOCABULARY_SIZE
 
@@ -44,20 +44,72 @@ def test_all_heads_at_once_equal_each_head_alone(family: HeadFamily) -> None:
     torch.testing.assert_close(model.heads.logits(states, documents, range(1, 3)), together[:, :, 1:3])
 
 
+DEPENDENT: dict[str, list[int]] = {"causal": [2, 3], "anticausal": [0, 1, 2], "shared": [2, 3]}
+"""Heads that change with what belongs to head 2 alone; in other families, head 2 itself."""
+
+
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_no_two_heads_are_the_same_and_none_depends_on_another(family: HeadFamily) -> None:
+def test_no_two_heads_are_the_same_and_each_depends_on_those_before_it_in_its_chain_alone(family: HeadFamily) -> None:
     model = new_model(family)
     states = hidden(model)
     before = model.heads.logits(states)
-    assert not torch.allclose(before[:, :, 0], before[:, :, 1])
-    own = [name for name, _ in model.heads.named_parameters() if ".2." in name]
+    for head in range(3):
+        assert not torch.allclose(before[:, :, head], before[:, :, head + 1])
     with torch.no_grad():
         if isinstance(model.heads, LinearHeads):
             model.heads.unembedding.weight[2 * VOCABULARY_SIZE : 3 * VOCABULARY_SIZE] += 1.0
-        for name in own:
-            model.heads.get_parameter(name).add_(1.0)
+        elif isinstance(model.heads, SharedHeads):
+            model.heads.depth_embedding[2] += 1.0
+        for name, weight in model.heads.named_parameters():
+            if ".2." in name:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
     changed = (model.heads.logits(states) != before).flatten(0, 1).any(-1).any(0)
-    assert changed.tolist() == [False, False, True, False]
+    assert changed.nonzero().flatten().tolist() == DEPENDENT.get(family, [2])
+
+
+def test_a_chain_is_its_layers_one_on_top_of_the_other() -> None:
+    orders: dict[HeadFamily, tuple[int, ...]] = {"causal": (0, 1, 2, 3), "anticausal": (3, 2, 1, 0)}
+    for family, order in orders.items():
+        heads: Any = new_model(family).heads
+        state = hidden(new_model(family))
+        shared = heads.window_pass(state, None)
+        logits = heads.logits(state)
+        for head in order:
+            state = heads.blocks[head](state, shared)
+            expected = heads.unembedding(heads.norm(state))
+            torch.testing.assert_close(logits[:, :, head], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_shared_layer_is_applied_once_more_for_each_head() -> None:
+    model = new_model("shared")
+    heads: Any = model.heads
+    with torch.no_grad():
+        heads.depth_embedding.normal_(generator=torch.Generator().manual_seed(0))
+    state = hidden(model)
+    shared = heads.window_pass(state, None)
+    logits = heads.logits(state)
+    assert len(heads.blocks) == 1
+    for head in range(4):
+        state = heads.blocks[0](state + heads.depth_embedding[head], shared)
+        expected = heads.unembedding(heads.norm(state))
+        torch.testing.assert_close(logits[:, :, head], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_every_head_is_computed_once_for_all_that_want_it(family: HeadFamily) -> None:
+    heads = new_model(family).heads
+    computed: list[int] = []
+    whole = heads.head_state
+
+    def watched(head: int, *arguments: Any) -> torch.Tensor:
+        computed.append(head)
+        return whole(head, *arguments)
+
+    heads.head_state = watched  # pyright: ignore[reportAttributeAccessIssue]
+    states = hidden(new_model(family))
+    shared = heads.window_pass(states, None)
+    assert sorted(head for head, _ in heads.states(states, shared, range(1, 4))) == [1, 2, 3]
+    assert computed == {"causal": [0, 1, 2, 3], "shared": [0, 1, 2, 3], "anticausal": [3, 2, 1]}.get(family, [1, 2, 3])
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -99,15 +151,16 @@ def test_linear_heads_are_one_matrix() -> None:
     assert heads.unembedding.weight.shape == (4 * VOCABULARY_SIZE, 32)
 
 
-def test_transformer_heads_can_take_their_layers_off_the_trunk() -> None:
-    extra, equal = new_model("transformer", 3), new_model("transformer", 3, keep_parameters_equal=True)
+@pytest.mark.parametrize("family", ["transformer", "causal", "anticausal"])
+def test_heads_of_layers_can_take_them_off_the_trunk(family: HeadFamily) -> None:
+    extra, equal = new_model(family, 3), new_model(family, 3, keep_parameters_equal=True)
     assert (len(extra.layers), len(equal.layers)) == (3, 1)
-    plain = new_model("transformer", 1)
+    plain = new_model(family, 1)
     assert equal.parameter_counts()["total"] == plain.parameter_counts()["total"]
     assert extra.parameter_counts()["total"] > plain.parameter_counts()["total"]
 
 
 def test_a_family_without_its_logits_cannot_be_made() -> None:
     family: Any = PredictionHeads
-    with pytest.raises(TypeError, match="head_logits"):
+    with pytest.raises(TypeError, match="head_state"):
         family(CONFIG, 2, 3)

@@ -107,9 +107,13 @@ def test_parameter_counts_are_exact(family: HeadFamily) -> None:
     assert counts["embedding"] == VOCABULARY_SIZE * 32
     layer = 2 * 32 + 32 * (4 + 2 * 2) * 8 + (4 + 2) * 8 + 32 * 32 + 32 * 2 * 48 + 48 * 32
     unembedding = 32 * VOCABULARY_SIZE
-    own = {"linear": unembedding, "mlp": 32 * 32, "transformer": layer}[family]
+    expected = {
+        "linear": HEADS * unembedding,
+        "mlp": HEADS * 32 * 32 + unembedding,
+        "shared": layer + HEADS * 32 + unembedding,
+    }
     assert counts["trunk"] == 3 * layer
-    assert counts["heads"] == 32 + HEADS * own + (0 if family == "linear" else unembedding)
+    assert counts["heads"] == 32 + expected.get(family, HEADS * layer + unembedding)
 
 
 @pytest.mark.parametrize(
