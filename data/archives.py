@@ -158,7 +158,8 @@ def _one_tar(content: Forward, name: bytes, allowance: Allowance) -> Iterator[Do
             errors="surrogateescape",
         )
         while member := archive.next():
-            archive.members.clear()  # type: ignore[attr-defined]  else it remembers every header
+            # Else it remembers every header.
+            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             if member.size < 0 or _length(archive.pax_headers) > _MOST_HEADER_BYTES:
                 raise _BadHeaderError("a size is negative, or global headers do not end")
             headers.left_bytes = _MOST_HEADER_BYTES
@@ -186,7 +187,10 @@ def _sparse_blocks(content: Forward, member: tarfile.TarInfo, name: bytes, allow
 
 def _with_holes(content: Forward, member: tarfile.TarInfo, name: bytes) -> Iterator[bytes]:
     position = 0
-    for begin, size in (*member.sparse, (member.size, 0)):  # type: ignore[attr-defined]
+    # Entries without bytes say nothing; some are only what fills a header up.
+    islands: list[tuple[int, int]] = member.sparse  # pyright: ignore[reportAssignmentType]
+    entries = [(begin, size) for begin, size in islands if size]
+    for begin, size in (*entries, (member.size, 0)):
         if begin < position or size < 0:
             raise damaged(name, "its map of holes contradicts itself")
         yield from _zeros(begin - position)

@@ -206,9 +206,11 @@ class _Listing:
             found = retried(partial(_remote_files, files, path))
         except OSError as error:
             raise unreadable(os.fsencode(address), error) from error
+        # As a person would write it: memory://x, where unstrip_protocol says memory:///x.
+        prefix = address.rstrip("/").removesuffix(path.strip("/"))
         for name, begin, size in found:
-            url = os.fsencode(files.unstrip_protocol(name))
-            yield from self._file(source, url, os.fsencode(name[begin:]), size)
+            url = prefix + name.lstrip("/") if prefix.endswith("://") else files.unstrip_protocol(name)
+            yield from self._file(source, os.fsencode(url), os.fsencode(name[begin:]), size)
 
     def _file(self, source: int, address: bytes, below: bytes, size: int) -> Sequence[Unit | Skipped]:
         form = "file" if self._options.raw else _form(below, has_field=self._options.field is not None)

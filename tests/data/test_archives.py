@@ -222,8 +222,9 @@ def test_names_in_a_zip_that_are_no_utf8_are_kept() -> None:
 @pytest.mark.parametrize(
     "form", [["--format=gnu"], *(["--format=posix", f"--sparse-version={n}"] for n in ("0.0", "0.1", "1.0"))]
 )
-def test_holes_in_a_file_are_zeros_again(tmp_path: Path, form: list[str]) -> None:
-    content = b"".join(b"%06d" % n * 700 + bytes(60_000) for n in range(40)) + bytes(3 * MIB)
+@pytest.mark.parametrize("islands", [0, 1, 4, 5, 40])
+def test_holes_in_a_file_are_zeros_again(tmp_path: Path, form: list[str], islands: int) -> None:
+    content = bytes(8192) + b"".join(b"%06d" % n * 700 + bytes(60_000) for n in range(islands)) + bytes(3 * MIB)
     with (tmp_path / "holes").open("wb") as file:
         for begin in range(0, len(content), 4096):
             block = content[begin : begin + 4096]
@@ -256,7 +257,7 @@ def test_holes_cannot_be_larger_than_the_archive_allows() -> None:
 
 
 def test_a_map_of_holes_that_contradicts_itself_is_refused() -> None:
-    for entries in (((100, 5), (50, 5)), ((0, 10), (5, 10)), ((0, 2000),)):
+    for entries in (((100, 5), (50, 5)), ((0, 10), (5, 10)), ((0, 2000),), ((900, 101),)):
         block = bytearray(header("holes", b"S", sum(size for _, size in entries), b"ustar  \0"))
         for number, entry in enumerate(entries):
             block[386 + 24 * number : 410 + 24 * number] = b"%011o\0%011o\0" % entry
