@@ -273,10 +273,10 @@ def _score(model: ByteLM, windows: list[_Window], nats_K: Tensor, count_K: Tenso
     # What pads a short window comes after all that is scored, and nothing sees what comes after it.
     hidden_BLD = model.trunk(ids_BL[:, :length])
     shared = model.heads.window_pass(hidden_BLD, None)
-    for head in range(heads):
+    for head, state_BLD in model.heads.states(hidden_BLD, shared, range(heads)):
         target_BL = ids_BL[:, 1 + head : 1 + head + length]
         scored_BL = used_BL & (place_L + 1 + head < size_B1)
-        logits_BLV = model.heads.head_logits(head, hidden_BLD, shared).float()
+        logits_BLV = model.heads.unembed(head, state_BLD).float()
         nats_BL = F.cross_entropy(logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none").view(scored_BL.shape)
         nats_K[head] += nats_BL.double()[scored_BL].sum()
         count_K[head] += scored_BL.sum()

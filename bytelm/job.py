@@ -16,7 +16,7 @@ import torch
 
 from bytelm.attention import BackendChoice, choose_backend
 from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, save_checkpoint, set_aside
-from bytelm.config import PATH_OF_CONFIG, HeadsConfig, ModelConfig, RunConfig, TrainConfig
+from bytelm.config import PATH_OF_CONFIG, ModelConfig, RunConfig, TrainConfig
 from bytelm.data.loader import WindowLoader
 from bytelm.data.shards import Corpus
 from bytelm.device import choose_device
@@ -33,7 +33,7 @@ PrecisionUsed = Literal["float32", "bfloat16"]
 
 _KEPT_SETTINGS: Final = (
     *(("model", key) for key in ModelConfig.model_fields),
-    *(("heads", key) for key in HeadsConfig.model_fields if key != "backward"),
+    *(("heads", key) for key in ("family", "count", "keep_parameters_equal")),
     ("data", "window_bytes"),
     ("train", "seed"),
     ("train", "optimizer"),

@@ -16,7 +16,7 @@ import contextlib
 import math
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from bytelm.config import RunConfig
 from bytelm.errors import TrainingError
 from bytelm.evaluate import bits_per_byte
 from bytelm.job import Job, Meter, PrecisionUsed, Resume, open_job
-from bytelm.loss import multi_byte_loss
+from bytelm.loss import head_weights, multi_byte_loss
 from bytelm.optim import set_learning_rate
 from bytelm.packing import PackedBatch, pack
 from bytelm.schedule import budget_spent, learning_rate
@@ -162,7 +162,9 @@ def train(
             begun_s = clock.elapsed_s()
             # Where the step will end, so that the last step of a countable budget has the last rate.
             end = budget_spent(settings, state.step + 1, state.bytes_seen + step_bytes, begun_s)
-            learnt = learn(job, load(job), learning_rate(end, settings))
+            begin = budget_spent(settings, state.step, state.bytes_seen, begun_s)
+            weights_K = head_weights(config.heads, begin)
+            learnt = learn(job, load(job), learning_rate(end, settings), weights_K)
             state.step += 1
             state.bytes_seen += step_bytes
             count(state.meter, learnt, step_bytes, clock.elapsed_s() - begun_s)
@@ -218,21 +220,37 @@ def load(job: Job) -> list[PackedBatch]:
     return micro_batches
 
 
-def learn(job: Job, micro_batches: list[PackedBatch], rate: float) -> Learnt:
+def learn(job: Job, micro_batches: list[PackedBatch], rate: float, weights_K: Sequence[float] | None = None) -> Learnt:
     """One step of the optimizer, as if its micro-batches were one batch.
+
+    Args:
+        job: Model and optimizer.
+        micro_batches: Of this step.
+        rate: Learning rate.
+        weights_K: Weight of each head's loss; 1 where None.
 
     Raises:
         TrainingError: The loss or the gradient is not finite; no weight has changed.
     """
-    count_K = torch.stack([batch.valid_BTK.sum((0, 1)) for batch in micro_batches]).sum(0)
+    valid_K = torch.stack([batch.valid_BTK.sum((0, 1)) for batch in micro_batches]).sum(0)
     job.optimizer.zero_grad()
-    loss, bits_K = torch.zeros((), device=job.device), torch.zeros(len(count_K), device=job.device)
+    loss, bits_K = torch.zeros((), device=job.device), torch.zeros(len(valid_K), device=job.device)
+    count_K = torch.zeros_like(valid_K)  # of heads that take part
+    heads = job.config.heads
     for batch in micro_batches:
         with job.autocast():
-            output = multi_byte_loss(job.model, batch, backward=job.config.heads.backward, counts_K=count_K)
+            output = multi_byte_loss(
+                job.model,
+                batch,
+                backward=heads.backward,
+                counts_K=valid_K,
+                weights_K=weights_K,
+                z_loss=heads.z_loss,
+            )
         output.loss.backward()
         loss += output.loss.detach()
         bits_K += output.bits_per_byte_K * output.valid_count_K
+        count_K += output.valid_count_K
     gradients = [parameter.grad for parameter in job.model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     learnt = Learnt(

@@ -1,3 +1,4 @@
+import math
 import os
 import random
 import resource
@@ -390,3 +391,29 @@ def test_bfloat16_learns_as_float32_does(corpus: Path, tmp_path: Path) -> None:
         bits[precision] = next(e for e in reversed(events) if isinstance(e, Validation)).bits_per_byte_by_head[0]
     assert bits["bfloat16"] == pytest.approx(bits["float32"], abs=0.15)
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "bfloat16").values())
+
+
+def test_in_a_forward_curriculum_heads_begin_one_after_another(corpus: Path, tmp_path: Path) -> None:
+    config = settings("train.steps=6", "heads.curriculum=forward", "heads.weight_ratio=0.5", "train.log_every_steps=1")
+    events = trained(config, corpus, tmp_path / "run")
+    learnt = [
+        [bits is not None for bits in event.bits_per_byte_by_head] for event in events if isinstance(event, Progress)
+    ]
+    assert learnt == [[True, False, False]] * 2 + [[True, True, False]] * 2 + [[True, True, True]] * 2
+    losses = [event for event in events if isinstance(event, Progress)]
+    for event in losses:
+        nats = [(bits or 0.0) * math.log(2) for bits in event.bits_per_byte_by_head]
+        assert event.loss == pytest.approx(nats[0] + 0.5 * nats[1] + 0.25 * nats[2], rel=1e-4)
+
+
+def test_z_loss_is_part_of_the_loss_and_not_of_the_bits(corpus: Path, tmp_path: Path) -> None:
+    first = [
+        next(event for event in trained(settings(*changes), corpus, tmp_path / name) if isinstance(event, Progress))
+        for name, changes in {
+            "plain": ["train.steps=1"],
+            "with": ["train.steps=1", "heads.z_loss=0.01"],
+        }.items()
+    ]
+    assert first[1].bits_per_byte_by_head == first[0].bits_per_byte_by_head
+    # A fresh model spreads its probability over 320 ids: the denominator is about that.
+    assert first[1].loss - first[0].loss == pytest.approx(3 * 0.01 * math.log(320) ** 2, rel=0.02)
