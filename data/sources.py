@@ -1,9 +1,9 @@
 """Where documents come from, listed as units and read in blocks; any bytes at all, in constant memory.
 
-A source is a file, a folder, a pattern (``'logs/*.txt'``), an fsspec address of one of these (``s3://bucket/x``), a
-Hugging Face data set (``hf:NAME[:config[:split]]``), or standard input (``-``). A folder gives every regular file below
-it, hidden ones too, in the order of their path bytes; symbolic links, sockets, pipes and devices are passed over and
-named. A symbolic link that is itself named as a source is followed: someone asked for it.
+A source is a file, a folder, a pattern that a shell would expand (``'logs/*.txt'``), an fsspec address of one of these
+(``s3://bucket/x``), a Hugging Face data set (``hf:NAME[:config[:split]]``), or standard input (``-``). A folder gives
+every regular file below it, hidden ones too, in the order of their path bytes; symbolic links, sockets, pipes and
+devices are passed over and named. A symbolic link that is itself named as a source is followed: someone asked for it.
 
 The name of a file says what it is taken for, and its first bytes must agree:
 
@@ -86,6 +86,7 @@ _ENDINGS: Final = {
     **{compression.encode(): f"+{compression}" for compression in COMPRESSIONS},
 }
 _DEFAULTS: Final = ReadOptions()
+_WEB: Final = ("http://", "https://")
 _TABLES: Final = ("jsonl", "parquet")
 
 
@@ -210,7 +211,9 @@ class _Listing:
         prefix = address.rstrip("/").removesuffix(path.strip("/"))
         for name, begin, size in found:
             url = prefix + name.lstrip("/") if prefix.endswith("://") else files.unstrip_protocol(name)
-            yield from self._file(source, os.fsencode(url), os.fsencode(name[begin:]), size)
+            # What stands behind a question mark is no part of the name of a file on the web.
+            below = name[begin:].partition("?")[0] if url.startswith(_WEB) else name[begin:]
+            yield from self._file(source, os.fsencode(url), os.fsencode(below), size)
 
     def _file(self, source: int, address: bytes, below: bytes, size: int) -> Sequence[Unit | Skipped]:
         form = "file" if self._options.raw else _form(below, has_field=self._options.field is not None)
@@ -245,7 +248,7 @@ def _parts(source: int, address: bytes, form: str, size: int) -> Sequence[Unit]:
     if form == "parquet":
         parts = _parquet_parts(address, size)
         edges = [size * part // parts for part in range(parts + 1)]
-    elif address.lower().startswith((b"http:", b"https:")):
+    elif os.fsdecode(address).startswith(_WEB):
         edges = [0, size]  # not any web server can send a part
     else:
         edges = [*range(0, max(size, 1), tables.PART_BYTES), size]
@@ -306,7 +309,7 @@ def _remote_files(files: Any, path: str) -> list[tuple[str, int, int]]:
             for inner, inner_about in files.find(root, detail=True).items():
                 found.setdefault(inner, (len(root) + 1, inner_about["size"] or 0))
         else:
-            found.setdefault(name, (name.rfind("/") + 1, about["size"] or 0))
+            found.setdefault(name, (name.partition("?")[0].rfind("/") + 1, about["size"] or 0))
     return [(name, *found[name]) for name in sorted(found, key=os.fsencode)]
 
 

@@ -36,7 +36,8 @@ PART_BYTES: Final = 64 << 20
 
 _HELD_BYTES: Final = 16 << 20
 _MOST_HELD_ROWS: Final = 1024
-_DECODER: Final = json.JSONDecoder(parse_int=float)  # numbers are not wanted; as integers long ones are refused
+# Numbers are not wanted: many of them need not be held, and a long one need not be refused.
+_DECODER: Final = json.JSONDecoder(parse_int=lambda _: None, parse_float=lambda _: None)
 _BOM: Final = b"\xef\xbb\xbf"
 _MOST_NAMED: Final = 20
 _PARQUET_MAGICS: Final = (b"PAR1", b"PARE")

@@ -1,6 +1,7 @@
 """Addresses: the same bytes from a disk, a bucket and a web server, and a named error where they do not come."""
 
 import functools
+import gzip
 import http.server
 import os
 import threading
@@ -12,6 +13,7 @@ import fsspec
 import pytest
 
 from bytelm.data.addresses import blocks_of, is_url, opened
+from bytelm.data.sources import Document, ReadOptions, Unit, find_units, read_unit
 from bytelm.errors import ConfigError, SourceError
 
 MIB = 1 << 20
@@ -106,6 +108,15 @@ def test_a_web_server_that_sends_no_parts_is_named_where_parts_are_needed(tmp_pa
     ):
         file.seek(8 * MIB)
         file.read(10)
+
+
+def test_a_file_on_the_web_is_taken_for_what_its_name_says_without_the_question(tmp_path: Path, web: str) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n{"text": "y"}\n'))
+    options = ReadOptions(field="text")
+    (unit,) = find_units([f"{web}/a.jsonl.gz?from=/some/where.txt"], options)
+    assert isinstance(unit, Unit)
+    assert unit.form == "jsonl+gz"
+    assert [b"".join(one.blocks()) for one in read_unit(unit, options) if isinstance(one, Document)] == [b"x", b"y"]
 
 
 @pytest.mark.parametrize("web", [Breaking], indirect=True)

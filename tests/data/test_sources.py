@@ -451,7 +451,7 @@ print(read_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.parametrize("form", ["plain", "zst", "gz", "tar", "zip", "jsonl", "parquet"])
 def test_what_is_larger_than_the_memory_takes_little_of_it(tmp_path: Path, form: str) -> None:
     size = 3 << 30
-    limit_kib = 300 << 10 if form == "parquet" else 64 << 10
+    limit_kib = 160 << 10 if form == "parquet" else 64 << 10
     if form in ("plain", "tar", "zip"):
         with (tmp_path / "large").open("wb") as file:
             file.truncate(size)
