@@ -19,6 +19,11 @@ def is_url(address: bytes) -> bool:
     return b"://" in address and is_remote(os.fsdecode(address))
 
 
+def is_web(address: bytes) -> bool:
+    """Whether an address is one of a web server: any can send a file whole, not any can send parts of it."""
+    return address[:8].lower().startswith((b"http://", b"https://"))
+
+
 def blocks_of(address: bytes, stored_bytes: int, begin: int = 0) -> Iterator[bytes]:
     """The bytes of a file in order, in blocks of at most 1 MiB, none of them empty.
 
@@ -63,8 +68,8 @@ def opened(address: bytes) -> Iterator[BinaryIO]:
     """
     try:
         if not is_url(address):
-            with open(address, "rb", buffering=0) as file:  # noqa: PTH123  a bytes path is no Path
-                yield cast("BinaryIO", file)
+            with open(address, "rb") as file:  # noqa: PTH123  a bytes path is no Path
+                yield file
             return
         with _open_remote(address, _FETCHED_BYTES) as file:
             if not file.seekable():
@@ -125,8 +130,7 @@ def _open_remote(address: bytes, fetched_bytes: int) -> _RemoteFile:
 
 
 def _remote_blocks(address: bytes, stored_bytes: int, begin: int) -> Iterator[bytes]:
-    # Any web server can send a file from its beginning to its end, not any can send parts of it.
-    is_stream = not begin and address.lower().startswith((b"http:", b"https:"))
+    is_stream = is_web(address) and not begin
     read_bytes = begin
     try:
         with _open_remote(address, 0 if is_stream else _FETCHED_BYTES) as file:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from bytelm.errors import SourceError
 
@@ -28,22 +28,7 @@ SkipReason = Literal[
     "duplicate",
     "near_duplicate",
 ]
-SKIP_REASONS: Final[tuple[SkipReason, ...]] = (
-    "empty",
-    "link",
-    "special",
-    "excluded",
-    "unreadable",
-    "damaged",
-    "changed",
-    "no_field",
-    "too_small",
-    "too_large",
-    "dense",
-    "other_kind",
-    "duplicate",
-    "near_duplicate",
-)
+SKIP_REASONS: Final[tuple[SkipReason, ...]] = get_args(SkipReason)
 """Why something gave no document. Sources know the first eight: no bytes; a symbolic or hard link; a socket, pipe or
 device; left out by a pattern; refused by the system; not the bytes that its form promises; other bytes than before;
 a row without the field. The others are an ingestion's."""

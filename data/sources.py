@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bytelm.data import tables
-from bytelm.data.addresses import blocks_of, opened
+from bytelm.data.addresses import blocks_of, is_web, opened
 from bytelm.data.compression import COMPRESSIONS
 from bytelm.data.documents import (
     SKIP_REASONS,
@@ -86,7 +86,6 @@ _ENDINGS: Final = {
     **{compression.encode(): f"+{compression}" for compression in COMPRESSIONS},
 }
 _DEFAULTS: Final = ReadOptions()
-_WEB: Final = ("http://", "https://")
 _TABLES: Final = ("jsonl", "parquet")
 
 
@@ -210,18 +209,18 @@ class _Listing:
         # As a person would write it: memory://x, where unstrip_protocol says memory:///x.
         prefix = address.rstrip("/").removesuffix(path.strip("/"))
         for name, begin, size in found:
-            url = prefix + name.lstrip("/") if prefix.endswith("://") else files.unstrip_protocol(name)
+            url = os.fsencode(prefix + name.lstrip("/") if prefix.endswith("://") else files.unstrip_protocol(name))
             # What stands behind a question mark is no part of the name of a file on the web.
-            below = name[begin:].partition("?")[0] if url.startswith(_WEB) else name[begin:]
-            yield from self._file(source, os.fsencode(url), os.fsencode(below), size)
+            path_below = name[begin:].partition("?")[0] if is_web(url) else name[begin:]
+            yield from self._file(source, url, os.fsencode(path_below), size)
 
-    def _file(self, source: int, address: bytes, below: bytes, size: int) -> Sequence[Unit | Skipped]:
-        form = "file" if self._options.raw else _form(below, has_field=self._options.field is not None)
+    def _file(self, source: int, address: bytes, path_below: bytes, size: int) -> Sequence[Unit | Skipped]:
+        form = "file" if self._options.raw else _form(path_below, has_field=self._options.field is not None)
         if form.startswith(("tar", "zip")):
-            if not self._paths.enters(below):
+            if not self._paths.enters(path_below):
                 return (Skipped(address, "excluded"),)
-            return (Unit(source, address, form + WHOLE if self._paths.keeps(below) else form, size),)
-        if not self._paths.keeps(below):
+            return (Unit(source, address, form + WHOLE if self._paths.keeps(path_below) else form, size),)
+        if not self._paths.keeps(path_below):
             return (Skipped(address, "excluded"),)
         if form in _TABLES:
             return _parts(source, address, form, size)
@@ -248,8 +247,8 @@ def _parts(source: int, address: bytes, form: str, size: int) -> Sequence[Unit]:
     if form == "parquet":
         parts = _parquet_parts(address, size)
         edges = [size * part // parts for part in range(parts + 1)]
-    elif os.fsdecode(address).startswith(_WEB):
-        edges = [0, size]  # not any web server can send a part
+    elif is_web(address):
+        edges = [0, size]
     else:
         edges = [*range(0, max(size, 1), tables.PART_BYTES), size]
     return [
