@@ -96,7 +96,7 @@ def trace_real_step(config: RunConfig, device: torch.device, *, bfloat16: bool) 
             alive.begin()
             for batch in micro_batches[:2]:  # the second one meets the gradients of the first; a third one no more
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    output = multi_byte_loss(model, batch, backward=config.heads.backward)
+                    output = multi_byte_loss(model, batch, backward=config.heads.backward, z_loss=config.heads.z_loss)
                 output.loss.backward()
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             norm = nn.utils.get_total_norm(gradients)

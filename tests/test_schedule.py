@@ -2,10 +2,12 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 
-from bytelm.config import TrainConfig
+from bytelm.config import PRESETS, RunConfig, TrainConfig
 from bytelm.errors import ConfigError
 from bytelm.schedule import budget_spent, learning_rate
 
@@ -74,3 +76,17 @@ def test_each_budget_counts_its_own(budget: dict[str, int], spent: float) -> Non
 def test_without_a_budget_nothing_can_be_spent() -> None:
     with pytest.raises(ConfigError, match=r"set one of train\.steps"):
         budget_spent(TRAIN, 0, 0, 0.0)
+
+
+def test_the_table_of_learning_rates_is_that_of_the_presets() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "training.md"
+    rows = re.findall(r"^\| `(.+?)` \|(.+)\|$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    told = {name: [float(cell.replace(",", "")) for cell in cells.split("|")] for name, cells in rows}
+    expected = {}
+    for name in PRESETS:
+        config = RunConfig.build(name)
+        train, width = config.train, config.model.d_model
+        step_bytes = train.accumulation * train.batch_windows * config.data.window_bytes
+        rate = train.learning_rate
+        expected[name] = [width, rate, round(rate * width, 2), train.warmup_fraction, step_bytes, train.steps]
+    assert told == expected
