@@ -52,9 +52,11 @@ class Blocks:
 
     Attributes:
         visible_BNPS: Bool, True = seen; B may be 1.
+        inner: Keys S that every query sees in all blocks but the first; empty where documents are packed.
     """
 
     visible_BNPS: Tensor
+    inner: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,9 @@ def prepare(
         lengths = document_lengths(documents_BT)
         if window_bytes is None or max(lengths) <= window_bytes:
             return _pieces(lengths, device)
-    blocks = _visible_in_blocks(length, window_bytes, documents_BT, device) if window_bytes is not None else None
+    blocks = _blocks(length, window_bytes, documents_BT, device) if window_bytes is not None else None
     if blocks is not None:
-        return Blocks(blocks)
+        return blocks
     return Dense(visible_dense(length, window_bytes=window_bytes, documents_BT=documents_BT, device=device))
 
 
@@ -98,9 +100,9 @@ def attend(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, prepared: P
             return _masked(query_BHTC, key_BGTC, value_BGTC, visible_BTT.unsqueeze(1))
         case Pieces():
             return _attend_pieces(query_BHTC, key_BGTC, value_BGTC, prepared)
-        case Blocks(visible_BNPS):
+        case Blocks(visible_BNPS, inner):
             if query_BHTC.dtype == torch.bfloat16 and query_BHTC.device.type == "cpu":
-                return _BlockProducts.apply(query_BHTC, key_BGTC, value_BGTC, ~visible_BNPS)
+                return _BlockProducts.apply(query_BHTC, key_BGTC, value_BGTC, ~visible_BNPS, inner)
             return _attend_blocks(query_BHTC, key_BGTC, value_BGTC, visible_BNPS)
 
 
@@ -160,9 +162,9 @@ def _attend_pieces(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, pie
 # Local windows
 
 
-def _visible_in_blocks(
+def _blocks(
     length: int, window_bytes: int, documents_BT: Tensor | None, device: torch.device | str | None
-) -> Tensor | None:
+) -> Blocks | None:
     """Mask of each block over its own keys and those of the blocks before; None where that is as good as dense."""
     block = _BLOCK
     blocks = -(-length // block)
@@ -183,7 +185,8 @@ def _visible_in_blocks(
         seen_BNS = padded_BT.unfold(1, keys, block)
         own_BNP = seen_BNS[..., -block:]
         visible = visible & (own_BNP[..., :, None] == seen_BNS[..., None, :])
-    return visible
+        return Blocks(visible, slice(0, 0))
+    return Blocks(visible, slice(keys - window_bytes, keys - block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +247,12 @@ class _BlockProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, hidden_BNPS: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, hidden_BNPS: Tensor, inner: slice
+    ) -> Tensor:
         ctx.save_for_backward(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS)
-        work = _Work(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS)
+        ctx.inner = inner
+        work = _Work(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS, inner)
         mixed_BHTC, blocks_BGNRPC = work.new_blocks()
         with torch.autocast("cpu", enabled=False):
             for part in work.parts():
@@ -260,7 +266,7 @@ class _BlockProducts(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         query_BHTC, key_BGTC, value_BGTC, hidden_BNPS = ctx.saved_tensors
-        work = _Work(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS)
+        work = _Work(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS, ctx.inner)
         upstream = work.layout.query_blocks(work.layout.pad(grad_outputs[0]), work.groups)
         grad_query, grad_query_blocks = work.new_blocks()
         grad_key, grad_value = (torch.zeros_like(work.keys, dtype=torch.float32) for _ in range(2))
@@ -276,17 +282,20 @@ class _BlockProducts(torch.autograd.Function):
         end = work.layout.length
         own = slice(work.layout.before, work.layout.before + end)
         grads = (grad_query[:, :, :end] * work.scale, grad_key[:, :, own], grad_value[:, :, own])
-        return *(grad.to(query_BHTC.dtype) for grad in grads), None
+        return *(grad.to(query_BHTC.dtype) for grad in grads), None, None
 
 
 class _Work:
     """The loop over blocks that both passes share: a part is a row of the batch and a few of its blocks."""
 
-    def __init__(self, query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, hidden_BNPS: Tensor) -> None:
+    def __init__(
+        self, query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, hidden_BNPS: Tensor, inner: slice
+    ) -> None:
         self.layout = layout = _Layout.of(query_BHTC, hidden_BNPS)
         self.groups = key_BGTC.shape[1]
         self.scale = 1.0 / math.sqrt(query_BHTC.shape[3])
         self.hidden_BNPS = hidden_BNPS
+        self.edges = slice(0, inner.start), slice(inner.stop, layout.keys)
         self.queries = layout.query_blocks(layout.pad(query_BHTC), self.groups)
         self.keys = layout.pad(key_BGTC, layout.before)
         self._key_blocks = layout.key_blocks(self.keys)
@@ -319,7 +328,9 @@ class _Work:
         hidden_NPS = self.hidden_BNPS[row if len(self.hidden_BNPS) > 1 else 0, blocks]
         scores = query @ key.mT
         by_head = scores.view(self.groups, len(hidden_NPS), -1, *hidden_NPS.shape[1:])
-        by_head.masked_fill_(hidden_NPS.unsqueeze(1), -math.inf)
+        first = blocks.start * self.layout.block < self.layout.before  # its window begins before the first byte
+        for keys in (slice(None),) if first else self.edges:
+            by_head[..., keys].masked_fill_(hidden_NPS[..., keys].unsqueeze(1), -math.inf)
         return scores.softmax(-1)
 
     def like_blocks(self, flat: Tensor, part: tuple[int, slice, slice]) -> Tensor:

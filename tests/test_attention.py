@@ -162,7 +162,7 @@ def test_documents_never_see_each_other(window_bytes: int | None, dtype: torch.d
 
 def elements_of(prepared: object) -> int:
     match prepared:
-        case attention_torch.Blocks(visible) | attention_torch.Dense(visible):
+        case attention_torch.Blocks(visible, _) | attention_torch.Dense(visible):
             return visible.numel()
         case attention_torch.Pieces(_, visible):
             return sum(mask.numel() for mask in visible if mask is not None)
