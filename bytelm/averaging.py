@@ -71,11 +71,14 @@ class WeightAverage:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put stored averages back, the inverse of ``tensors``.
 
+        Args:
+            tensors: By name; those of weights that are not trained are passed over.
+
         Raises:
             CheckpointError: They are not those of this model.
         """
         expected = {name: average.shape for name, average in self._averages.items()}
-        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        if {name: tensor.shape for name, tensor in tensors.items() if name in expected} != expected:
             raise CheckpointError(
                 "the stored average of the weights is not one of this model; resume with the settings that the run "
                 "was started with"

@@ -180,8 +180,12 @@ def find_checkpoint(path: Path) -> Path:
     raise CheckpointError(f"{path} is not the folder of a run (it has no {FOLDER}/step-…); bytelm train makes one")
 
 
-def find_newest_sound(run: Path) -> Found | None:
+def find_newest_sound(run: Path, accept: Callable[[Snapshot], bool] = lambda _: True) -> Found | None:
     """The newest checkpoint of a run whose every byte is as it was written.
+
+    Args:
+        run: Folder of the run.
+        accept: Decides whether a sound one will do; if none does, the newest sound one is taken.
 
     Returns:
         The checkpoint with its contents, and what was passed over; None where the run has no checkpoint at all.
@@ -190,13 +194,18 @@ def find_newest_sound(run: Path) -> Found | None:
         CheckpointError: The run has checkpoints and all of them are damaged; each is named.
     """
     damaged: list[tuple[Path, str]] = []
+    newest: tuple[Path, Snapshot] | None = None
     for checkpoint in reversed(checkpoints(run)):
         try:
             snapshot = load_snapshot(checkpoint)
         except CheckpointError as error:
             damaged.append((checkpoint, str(error)))
-        else:
+            continue
+        if accept(snapshot):
             return Found(checkpoint=checkpoint, snapshot=snapshot, damaged=tuple(damaged))
+        newest = newest or (checkpoint, snapshot)
+    if newest is not None:
+        return Found(checkpoint=newest[0], snapshot=newest[1], damaged=tuple(damaged))
     if not damaged:
         return None
     reasons = "; ".join(reason for _, reason in damaged)

@@ -149,6 +149,17 @@ class TrainConfig(_Section):
     beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's decay of the mean gradient")
     clip_norm: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the average of the weights that is evaluated; 0 keeps none"
+    )
+    most_skipped_steps: int = Field(
+        default=10, ge=1, description="steps in a row without a finite loss and gradient, before the run goes back"
+    )
+    most_rollbacks: int = Field(
+        default=3,
+        ge=0,
+        description="times that a run goes back to its last checkpoint, at half the rate, then it stops",
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="seed of the initial weights and of the window order")
     precision: Precision = Field(default="auto", description="of the matrix products; auto is bfloat16 where it pays")
     device: str = Field(default="auto", description="torch device; auto takes CUDA where there is one")
@@ -163,6 +174,12 @@ class TrainConfig(_Section):
     )
     save_every_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
+    keep_best: bool = Field(
+        default=True, description="save at a validation that is the best so far, and keep that checkpoint too"
+    )
+    save_in_background: bool = Field(
+        default=True, description="go on while a thread writes, from a copy in main memory as large as a checkpoint"
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

@@ -15,24 +15,27 @@ from typing import Final
 
 import torch
 
-from bytelm import machine
 from bytelm.checkpoint import Snapshot, checkpoint_bytes
 from bytelm.config import RunConfig
 from bytelm.device import choose_device
 from bytelm.evaluate import bits_per_byte
 from bytelm.job import Job, PrecisionUsed, Resume, choose_precision, open_job, random_states
-from bytelm.memory import StepMemory, Traced, trace_step
+from bytelm.memory import (
+    StepMemory,
+    advice,
+    available_memory,
+    needed_memory,
+    peak_memory_bytes,
+    trace_step,
+)
 from bytelm.mfu import mfu, peak_flops
 from bytelm.model import ByteLM
 from bytelm.schedule import budget_spent, learning_rate
-from bytelm.train import learn, load, peak_memory_bytes
+from bytelm.step import learn, load
 
 _LEAST_STEPS: Final = 3
 _LEAST_S: Final = 2.0
 _VALIDATED_S: Final = 1.0
-_BESIDE: Final = {"cpu": (0.3e9, 1.6), "cuda": (0.0, 1.1)}
-"""What is needed at worst beside the bytes that are traced: the program itself, and what the allocator wastes. On the
-CPU a step of nano was seen to take 1.3 to 1.6 times its traced bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +116,9 @@ def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "ne
     traced = trace_step(config, device, bfloat16=precision == "bfloat16")
     left_by_tracing = max(0, _resident_bytes(device) - resident)
     available = available_memory(device)
-    needed = needed_memory(traced.memory, device)
     speed, obstacle = None, None
-    if available is not None and needed > available:
-        obstacle = _advice(config, traced, device, precision, needed=needed, available=available)
+    if available is not None and needed_memory(traced.memory, device) > available:
+        obstacle = advice(config, device, bfloat16=precision == "bfloat16", available=available)
     else:
         with contextlib.ExitStack() as stack:
             speed = measure(open_job(stack, config, corpus, run, resume, dry=True), left_by_tracing)
@@ -129,6 +131,7 @@ def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "ne
             corpus=str(corpus.resolve()),
             fingerprint="0" * 64,
             model=traced.model,
+            average=traced.average,
             optimizer=traced.optimizer,
             random=random_states(device),
             progress={},
@@ -147,20 +150,6 @@ def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "ne
         speed=speed,
         obstacle=obstacle,
     )
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device now; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    memory = machine.memory() if device.type == "cpu" else None
-    return None if memory is None else memory.available
-
-
-def needed_memory(memory: StepMemory, device: torch.device) -> int:
-    """Bytes that should be free for a step: what was traced, and at worst what comes beside it."""
-    fixed, factor = _BESIDE.get(device.type, (0.0, 1.2))
-    return math.ceil(fixed + factor * memory.total)
 
 
 def measure(job: Job, left_by_tracing: int = 0) -> Speed:
@@ -231,27 +220,6 @@ def _validation_s(job: Job) -> float:
         if time.perf_counter() - begun_s >= _VALIDATED_S:
             break
     return (time.perf_counter() - begun_s) * total / scored if scored else 0.0
-
-
-def _advice(
-    config: RunConfig, traced: Traced, device: torch.device, precision: PrecisionUsed, *, needed: int, available: int
-) -> str:
-    """One line: what is missing, and which settings would fit."""
-    windows, steps = config.train.batch_windows, config.train.accumulation
-    told = f"a step needs about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free on {device}"
-    one = config.with_changes(["train.batch_windows=1"])
-    single = traced.memory if windows == 1 else trace_step(one, device, bfloat16=precision == "bfloat16").memory
-    if needed_memory(single, device) > available:
-        return (
-            f"{told}; even one window needs {needed_memory(single, device) / 1e9:.1f} GB: lower data.window_bytes, "
-            "heads.count or model.layers, or take a smaller preset"
-        )
-    each = (traced.memory.total - single.total) / max(1, windows - 1)
-    fixed, factor = _BESIDE.get(device.type, (0.0, 1.2))
-    fit = 1 + math.floor(((available - fixed) / factor - single.total) / each)
-    # The largest part of a micro-batch that fits, so that a step stays what it was.
-    fit = next(part for part in range(min(fit, windows), 0, -1) if (windows * steps) % part == 0)
-    return f"{told}; with train.batch_windows={fit} and train.accumulation={windows * steps // fit} the same step fits"
 
 
 def _step_bytes(config: RunConfig) -> int:

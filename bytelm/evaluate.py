@@ -8,7 +8,7 @@ Shapes: B windows of a batch, L ids of a window, K prediction heads, V vocabular
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,7 +83,12 @@ class Acceptance:
 
 @torch.no_grad()
 def bits_per_byte(
-    model: ByteLM, documents: Iterable[bytes], *, context_bytes: int, stride: int | None = None
+    model: ByteLM,
+    documents: Iterable[bytes],
+    *,
+    context_bytes: int,
+    stride: int | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> BitsPerByte:
     """Score documents with every head.
 
@@ -95,6 +100,7 @@ def bits_per_byte(
         documents: Raw bytes; taken one by one.
         context_bytes: Ids of a window, at least 1; the window that the model was trained with is the natural choice.
         stride: Ids that a window advances, 1 … ``context_bytes``; half the window where None.
+        before_batch: Called again and again meanwhile; what it raises ends the evaluation.
 
     Raises:
         ConfigError: The stride is impossible.
@@ -112,6 +118,7 @@ def bits_per_byte(
     count_K = torch.zeros(heads, dtype=torch.int64, device=model.embedding.device)
     counted = _Counted(documents)
     for batch in _batches(_windows(counted, context_bytes, stride, heads)):
+        before_batch()
         _score(model, batch, nats_K, count_K)
     if counted.raw_bytes == 0:
         raise CorpusError(f"there is no byte to score in {counted.documents} documents; choose another split or file")

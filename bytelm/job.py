@@ -1,13 +1,13 @@
 """What a running training holds, and how it comes about: from nothing, or from the newest sound checkpoint of a run.
 
 Opening a job checks all that can be refused (settings, corpus, device, whether a checkpoint belongs to them) before
-it touches the run's folder. From then on a fresh job and a restored one are alike.
+it touches the run's folder. From then on a fresh job and a restored one are alike. A lock keeps a second training off
+the folder for as long as the job is open.
 """
 
 import contextlib
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,18 +15,25 @@ from typing import Any, Final, Literal
 import torch
 
 from bytelm.attention import BackendChoice, choose_backend
-from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, save_checkpoint, set_aside
+from bytelm.averaging import WeightAverage
+from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, set_aside
 from bytelm.config import PATH_OF_CONFIG, ModelConfig, RunConfig, TrainConfig
 from bytelm.data.loader import WindowLoader
 from bytelm.data.shards import Corpus
 from bytelm.device import choose_device
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.evaluate import some_bytes
-from bytelm.files import refusals_named, write_file
+from bytelm.files import locked, refusals_named, write_file
 from bytelm.model import ByteLM
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from bytelm.run_log import RunLog
+from bytelm.saver import Saver
 from bytelm.schedule import budget_spent
+from bytelm.state import Clock, Meter, Safety, State
+
+PATH_OF_LOCK: Final = ".train.lock"
+RECORDS_AFTER_SAVING: Final = ("rollback",)
+"""Kinds of records that are logged behind the checkpoint of their own step."""
 
 Resume = Literal["never", "auto", "require"]
 PrecisionUsed = Literal["float32", "bfloat16"]
@@ -39,53 +46,6 @@ _KEPT_SETTINGS: Final = (
     ("train", "optimizer"),
 )
 """What a run cannot change: the shape of its weights, the order of its windows, and what is kept of the gradients."""
-
-
-@dataclass(kw_only=True)
-class Meter:
-    """Sums over the steps since the last logged one; part of a checkpoint, so that a stop leaves no gap in the log."""
-
-    bits_K: list[float]
-    """Bits of each head over its targets."""
-    count_K: list[int]
-    """Targets of each head."""
-    loss: float = 0.0
-    steps: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def empty(cls, prediction_heads: int) -> "Meter":
-        """Nothing counted."""
-        return cls(bits_K=[0.0] * prediction_heads, count_K=[0] * prediction_heads)
-
-    def bits_per_byte_by_head(self) -> tuple[float | None, ...]:
-        """Mean bits of each head's targets; None for a head that had none."""
-        return tuple(bits / count if count else None for bits, count in zip(self.bits_K, self.count_K, strict=True))
-
-
-@dataclass(kw_only=True)
-class State:
-    """What a step changes, beside weights, optimizer and loader."""
-
-    step: int
-    bytes_seen: int
-    meter: Meter
-    checkpoint: Path | None = None
-    """The newest one."""
-    saved_step: int | None = None
-    """Its step."""
-
-
-class Clock:
-    """Seconds in training, over all starts of a run."""
-
-    def __init__(self, elapsed_before_s: float) -> None:
-        self._begun_s = time.perf_counter() - elapsed_before_s
-
-    def elapsed_s(self) -> float:
-        """Seconds until now."""
-        return time.perf_counter() - self._begun_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +61,12 @@ class Job:
     """What computes attention, and why."""
     model: ByteLM
     optimizer: Optimizer
+    average: WeightAverage | None
+    """Of the weights, where one is kept."""
     loader: WindowLoader
+    loader_beginning: dict[str, Any]
+    """The loader's state at the run's beginning."""
+    saver: Saver
     held_out: list[bytes]
     """The documents of every validation."""
     state: State
@@ -115,19 +80,33 @@ class Job:
         """Matrix products in the job's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def save(self) -> Path:
-        """Write a checkpoint of this very moment.
+    def evaluated(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model holds the weights that are evaluated."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def save(self, *, best: bool = False) -> None:
+        """Begin to save this very moment; the saver tells how it ended.
+
+        Args:
+            best: Whether it is the best so far.
 
         Raises:
-            StorageError: The disk refuses; older checkpoints are whole.
+            StorageError: The disk refuses the log, which must never be behind a checkpoint.
         """
-        self.log.flush()  # first, so that the log on the disk is never behind a checkpoint
-        snapshot = Snapshot(
+        self.log.flush()
+        self.state.saved_step = self.state.step
+        self.saver.save(self.snapshot(), best=best)
+
+    def snapshot(self) -> Snapshot:
+        """This very moment; its tensors are the job's own."""
+        weights = self.model.state_dict()
+        return Snapshot(
             step=self.state.step,
             config=self.config,
             corpus=str(self.corpus.path.resolve()),
             fingerprint=self.corpus.fingerprint,
-            model=self.model.state_dict(),
+            model=weights,
+            average={} if self.average is None else {**weights, **self.average.tensors()},
             optimizer=optimizer_tensors(self.optimizer, self.model),
             random=random_states(self.device),
             progress={
@@ -135,11 +114,39 @@ class Job:
                 "elapsed_s": self.clock.elapsed_s(),
                 "loader": self.loader.state_dict(),
                 "meter": asdict(self.state.meter),
+                "safety": asdict(self.state.safety),
             },
         )
-        self.state.checkpoint = save_checkpoint(self.run, snapshot, keep=self.config.train.keep_checkpoints)
-        self.state.saved_step = self.state.step
-        return self.state.checkpoint
+
+    def restore(self, snapshot: Snapshot | None) -> None:
+        """Be what the job was at a snapshot, but for the clock.
+
+        Args:
+            snapshot: Of this run; None for its beginning.
+
+        Raises:
+            CheckpointError: It is of another model or optimizer.
+        """
+        state = self.state
+        if snapshot is None:
+            torch.manual_seed(self.config.train.seed)
+            self.model.load_state_dict(ByteLM(self.config.model, self.config.heads).state_dict())
+            load_optimizer_tensors(self.optimizer, self.model, {})
+            self.loader.load_state_dict(self.loader_beginning)
+            state.step, state.bytes_seen = 0, 0
+            state.meter, state.safety = Meter.empty(self.config.heads.count), Safety()
+            average = {}
+        else:
+            progress = snapshot.progress
+            self.model.load_state_dict(snapshot.model)
+            load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
+            self.loader.load_state_dict(progress["loader"])
+            state.step, state.bytes_seen = snapshot.step, progress["bytes_seen"]
+            state.meter, state.safety = Meter(**progress["meter"]), Safety(**progress.get("safety", {}))
+            average = snapshot.average
+            restore_random_states(snapshot.random, self.device)
+        if self.average is not None:  # one that begins now begins with the weights
+            self.average.load(average or self.model.state_dict())
 
 
 def open_job(
@@ -160,6 +167,9 @@ def open_job(
     """
     settings = config.train
     budget_spent(settings, 0, 0, 0.0)  # refuses settings without a budget
+    begun = (run / PATH_OF_CONFIG).exists() or bool(checkpoints(run))
+    if begun and not dry:
+        stack.enter_context(_sole_training(run))
     found = _checkpoint_to_resume(run, resume)
     source = Corpus.open(corpus)
     if found is not None:
@@ -177,7 +187,6 @@ def open_job(
         channels=config.model.head_channels,
     )
     model = ByteLM(config.model, config.heads, attention_backend=attention.backend).to(device)
-    optimizer = make_optimizer(model, settings)
     loader = stack.enter_context(
         WindowLoader(
             source,
@@ -189,28 +198,16 @@ def open_job(
         )
     )
     held_out = _held_out(source, config)
-    state, elapsed_s = State(step=0, bytes_seen=0, meter=Meter.empty(config.heads.count)), 0.0
-    if found is not None:
-        snapshot, progress = found.snapshot, found.snapshot.progress
-        state = State(
-            step=snapshot.step,
-            bytes_seen=progress["bytes_seen"],
-            meter=Meter(**progress["meter"]),
-            checkpoint=found.checkpoint,
-            saved_step=snapshot.step,
-        )
-        elapsed_s = progress["elapsed_s"]
-        model.load_state_dict(snapshot.model)
-        load_optimizer_tensors(optimizer, model, snapshot.optimizer)
-        loader.load_state_dict(progress["loader"])
-        restore_random_states(snapshot.random, device)
+    step = 0 if found is None else found.snapshot.step
     damaged: tuple[str, ...] = ()
     if dry:
         log = RunLog(Path(os.devnull))
     else:
+        if not begun:
+            stack.enter_context(_begin_folder(run))
         damaged = _prepare_folder(run, config, source, found)
-        log = RunLog.start(run) if found is None else RunLog.go_on(run, state.step)
-    return Job(
+        log = RunLog.start(run) if found is None else RunLog.go_on(run, step, again=_made_again(found))
+    job = Job(
         config=config,
         corpus=source,
         run=run,
@@ -218,15 +215,29 @@ def open_job(
         precision=precision,
         attention=attention,
         model=model,
-        optimizer=optimizer,
+        optimizer=make_optimizer(model, settings),
+        average=WeightAverage(model, settings.ema_decay) if settings.ema_decay else None,
         loader=loader,
+        loader_beginning=loader.state_dict(),
+        saver=Saver(run, keep=settings.keep_checkpoints, background=settings.save_in_background),
         held_out=held_out,
-        state=state,
-        damaged=damaged,
+        state=State(
+            step=0,
+            bytes_seen=0,
+            meter=Meter.empty(config.heads.count),
+            safety=Safety(),
+            checkpoint=None if found is None else found.checkpoint,
+            checkpoint_step=None if found is None else step,
+            saved_step=None if found is None else step,
+        ),
         log=stack.enter_context(log),
-        clock=Clock(elapsed_s),
+        clock=Clock(0.0 if found is None else found.snapshot.progress["elapsed_s"]),
         resumed_from=None if found is None else found.checkpoint,
+        damaged=damaged,
     )
+    if found is not None:
+        job.restore(found.snapshot)
+    return job
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> PrecisionUsed:
@@ -280,17 +291,43 @@ def _check_same_run(found: Found, config: RunConfig, corpus: Corpus) -> None:
 def _check_folder(run: Path, found: Found | None) -> None:
     if run.exists() and not run.is_dir():
         raise StorageError(f"{run} is a file; choose another --out")
-    if found is None and run.is_dir() and not (run / PATH_OF_CONFIG).exists() and any(run.iterdir()):
-        raise StorageError(f"{run} is not empty and is no run of bytelm; choose another --out")
+    if found is None and run.is_dir() and not (run / PATH_OF_CONFIG).exists():
+        foreign = [path for path in run.iterdir() if path.name != PATH_OF_LOCK]
+        if foreign:
+            raise StorageError(f"{run} is not empty and is no run of bytelm; choose another --out")
+
+
+def _sole_training(run: Path) -> contextlib.AbstractContextManager[None]:
+    return locked(
+        run / PATH_OF_LOCK,
+        lambda holder: CheckpointError(
+            f"{run} is being trained by {holder}; wait until it has finished, or choose another --out"
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _begin_folder(run: Path) -> Iterator[None]:
+    """Make the folder of a run and hold its lock."""
+    with refusals_named(run):
+        run.mkdir(parents=True, exist_ok=True)
+    with _sole_training(run):
+        if (run / PATH_OF_CONFIG).exists():
+            raise CheckpointError(f"another training has just begun in {run}; choose another --out")
+        yield
 
 
 def _prepare_folder(run: Path, config: RunConfig, corpus: Corpus, found: Found | None) -> tuple[str, ...]:
-    with refusals_named(run):
-        run.mkdir(parents=True, exist_ok=True)
     text = config_text(config, corpus=str(corpus.path.resolve()), fingerprint=corpus.fingerprint)
     write_file(run / PATH_OF_CONFIG, text.encode())
     damaged = () if found is None else found.damaged
     return tuple(f"{reason} (renamed to {set_aside(checkpoint).name})" for checkpoint, reason in damaged)
+
+
+def _made_again(found: Found) -> tuple[str, ...]:
+    """Kinds of records of a checkpoint's own step that do not count from there on."""
+    due = found.snapshot.progress.get("safety", {}).get("validation_due", False)
+    return (*RECORDS_AFTER_SAVING, "validation") if due else RECORDS_AFTER_SAVING
 
 
 def _held_out(corpus: Corpus, config: RunConfig) -> list[bytes]:

@@ -8,7 +8,7 @@ forgotten too. What a full disk does not take is kept and written as soon as the
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -40,12 +40,13 @@ class RunLog:
         return cls(path)
 
     @classmethod
-    def go_on(cls, run: Path, step: int) -> Self:
+    def go_on(cls, run: Path, step: int, *, again: Collection[str] = ()) -> Self:
         """The log of a run that continues behind a step: later records, which will be made again, are dropped.
 
         Args:
             run: Folder of the run.
             step: The step of the checkpoint; its own records stay.
+            again: Kinds of its own records that will be made again, too.
 
         Raises:
             CheckpointError: A line is no record (of this program).
@@ -53,21 +54,22 @@ class RunLog:
         """
         path = run / PATH_OF_LOG
         if path.exists():
-            _drop_after(path, step)
+            _drop_after(path, step, again)
         return cls(path)
 
-    def go_back(self, step: int) -> None:
+    def go_back(self, step: int, *, again: Collection[str] = ()) -> None:
         """Drop the records behind a step, because they will be made again.
 
         Args:
             step: Its own records stay.
+            again: Kinds of its own records that go, too.
 
         Raises:
             CheckpointError: A line is no record (of this program).
             StorageError: The disk refuses; nothing was dropped.
         """
         self._write()
-        _drop_after(self._path, step)
+        _drop_after(self._path, step, again)
         self._file.close()
         with refusals_named(self._path):
             self._file = self._path.open("ab", buffering=0)
@@ -140,8 +142,12 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _drop_after(path: Path, step: int) -> None:
-    kept = [_line(record) for record in read_log(path.parent) if record["step"] <= step]
+def _drop_after(path: Path, step: int, again: Collection[str]) -> None:
+    kept = [
+        _line(record)
+        for record in read_log(path.parent)
+        if record["step"] < step or (record["step"] == step and record["kind"] not in again)
+    ]
     write_file(path, b"".join(kept))
 
 

@@ -1,114 +1,45 @@
 """Training: from settings and a corpus to a run, as a generator of what happened.
 
     load      the next windows of the corpus, packed: ids, K targets, what counts
-    learn     loss of all heads, backward, over the micro-batches of a step; clip; AdamW at the schedule's rate
+    learn     loss of all heads, backward, over the micro-batches of a step; clip; update at the schedule's rate
     log       bits per byte of every head, to metrics.jsonl and to whoever iterates
     validate  the same held-out bytes each time
-    save      a checkpoint, from which the run goes on as if it had not stopped
+    save      a checkpoint, from which the run goes on as if it had not stopped, written while training goes on
+    go_back   to the last checkpoint, at half the rate, where nothing was finite any more
 
 The caller draws the picture: ``train`` yields frozen records and prints nothing. With a budget of steps or bytes
 nothing depends on time, and in float32 on the CPU a run that was stopped and resumed is equal bit for bit, in its
-log and in its weights, to one that was not. A step whose loss or gradient is not finite is refused before it
-touches a weight.
+log and in its weights, to one that was not. A step whose loss or gradient is not finite touches no weight. A disk
+that is full stops nothing but its own checkpoint.
 """
 
 import contextlib
 import math
-import resource
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-from torch import nn
-
+from bytelm.checkpoint import find_newest_sound, set_aside
 from bytelm.config import RunConfig
-from bytelm.errors import TrainingError
+from bytelm.errors import StorageError, TrainingError
 from bytelm.evaluate import bits_per_byte
-from bytelm.job import Job, Meter, PrecisionUsed, Resume, open_job
-from bytelm.loss import head_weights, multi_byte_loss
-from bytelm.optim import set_learning_rate
-from bytelm.packing import PackedBatch, pack
+from bytelm.events import (
+    Event,
+    Finished,
+    Progress,
+    Refused,
+    RolledBack,
+    Saved,
+    Skipped,
+    Started,
+    Validation,
+)
+from bytelm.job import RECORDS_AFTER_SAVING, Job, Resume, open_job
+from bytelm.loss import head_weights
+from bytelm.memory import peak_memory_bytes
 from bytelm.schedule import budget_spent, learning_rate
-
-BitsByHead = tuple[float | None, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """The run is set up; the first step comes next."""
-
-    run: Path
-    parameters: int
-    device: str
-    precision: PrecisionUsed
-    held_out_bytes: int
-    """Bytes that each validation scores; 0 where the corpus holds nothing out."""
-    step: int
-    """Steps that were done before, 0 in a fresh run."""
-    resumed_from: Path | None
-    damaged: tuple[str, ...]
-    """A line for each newer checkpoint that was found damaged and renamed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """A logged step; sums and means are over the steps since the one logged before."""
-
-    step: int
-    fraction: float
-    """Share of the budget that is spent, 0 … 1."""
-    bytes_seen: int
-    elapsed_s: float
-    """Seconds in training, validation and saving, over all starts of the run."""
-    bits_per_byte_by_head: BitsByHead
-    """Mean over all targets that count, ends of documents included."""
-    loss: float
-    """Nats: the sum over heads, as it is minimised."""
-    grad_norm: float
-    """Of the last step, before clipping."""
-    learning_rate: float
-    """Of the last step."""
-    bytes_per_second: float
-    """In training steps, without validation and saving."""
-    peak_memory_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """Held-out bytes were scored."""
-
-    step: int
-    bytes_seen: int
-    elapsed_s: float
-    bits_per_byte_by_head: BitsByHead
-    scored_bytes: int
-    context_bytes: int
-    stride: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """A checkpoint was written."""
-
-    step: int
-    checkpoint: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """The last record: the budget is spent, or the caller asked to stop. Everything is saved."""
-
-    reason: Literal["budget", "stopped"]
-    step: int
-    bytes_seen: int
-    elapsed_s: float
-    checkpoint: Path
-
-
-Event = Started | Progress | Validation | Saved | Finished
+from bytelm.state import Meter
+from bytelm.step import Learnt, learn, load
 
 
 def train(
@@ -130,20 +61,23 @@ def train(
         run: Folder of the run, made if missing.
         resume: ``never`` refuses a run that has checkpoints, ``require`` one that has none; ``auto`` goes on if it
             can and starts otherwise.
-        should_stop: Asked before each step; True saves and finishes.
+        should_stop: Asked before each step and during validation; True saves and finishes.
 
     Yields:
-        ``Started``, then ``Progress``, ``Validation`` and ``Saved`` as they happen, then ``Finished``.
+        ``Started``, then the other events as they happen, then ``Finished``. ``Saved`` comes when a checkpoint is
+        on the disk, which may be some steps later.
 
     Raises:
         ConfigError: No budget, a device that is not there, or settings that the run cannot take up.
-        TrainingError: The loss or the gradient is not finite; the step was refused.
+        TrainingError: The loss or the gradient is not finite and going back did not help, or memory is used up.
         CorpusError: The corpus is missing, damaged or shorter than one window.
-        CheckpointError: All checkpoints are damaged, or they and ``resume``, settings or corpus do not fit together.
-        StorageError: The disk refuses; checkpoints that were saved before are whole.
+        CheckpointError: All checkpoints are damaged, or they and ``resume``, settings or corpus do not fit together,
+            or another process trains in the same folder.
+        StorageError: The disk refuses the first files, or the last checkpoint; those before are whole.
     """
     with contextlib.ExitStack() as stack:
         job = open_job(stack, config, corpus, run, resume)
+        stack.push(_waits_for(job))
         settings, state, clock = config.train, job.state, job.clock
         step_bytes = settings.accumulation * settings.batch_windows * config.data.window_bytes
         yield Started(
@@ -156,6 +90,9 @@ def train(
             resumed_from=job.resumed_from,
             damaged=job.damaged,
         )
+        if state.safety.validation_due:  # the run was stopped in the middle of it
+            best = yield from validate(job, should_stop)
+            yield from save(job, best=best)
         stopped = False
         finished = budget_spent(settings, state.step, state.bytes_seen, clock.elapsed_s()) >= 1.0
         while not (finished or (stopped := should_stop())):
@@ -163,23 +100,33 @@ def train(
             # Where the step will end, so that the last step of a countable budget has the last rate.
             end = budget_spent(settings, state.step + 1, state.bytes_seen + step_bytes, begun_s)
             begin = budget_spent(settings, state.step, state.bytes_seen, begun_s)
-            weights_K = head_weights(config.heads, begin)
-            learnt = learn(job, load(job), learning_rate(end, settings), weights_K)
+            rate = learning_rate(end, settings) * state.safety.learning_rate_ratio
+            learnt = learn(job, load(job), rate, head_weights(config.heads, begin))
             state.step += 1
             state.bytes_seen += step_bytes
-            count(state.meter, learnt, step_bytes, clock.elapsed_s() - begun_s)
+            count(job, learnt, step_bytes, clock.elapsed_s() - begun_s)
+            if learnt.fault is not None:
+                yield Skipped(step=state.step, what=learnt.fault, in_a_row=state.safety.in_a_row)
+                if state.safety.in_a_row >= settings.most_skipped_steps:
+                    yield from go_back(job, learnt)
+                    continue
 
             fraction = budget_spent(settings, state.step, state.bytes_seen, clock.elapsed_s())
             finished = fraction >= 1.0
             if finished or state.step % settings.log_every_steps == 0:
-                yield log(job, learnt, min(fraction, 1.0))
+                yield from log(job, learnt, min(fraction, 1.0))
+            best = False
             if job.held_out and (finished or state.step % settings.validate_every_steps == 0):
-                yield validate(job)
-            if finished or state.step % settings.save_every_steps == 0:
-                yield save(job)
+                best = yield from validate(job, should_stop)
+            # Not while nothing is finite: the last good checkpoint is the one to go back to.
+            if finished or best or (state.step % settings.save_every_steps == 0 and learnt.fault is None):
+                yield from save(job, best=best)
+            yield from saved(job)
         if state.saved_step != state.step:
-            yield save(job)
-        assert state.checkpoint is not None
+            yield from save(job)
+        yield from saved(job, wait=True)
+        if state.checkpoint is None or state.checkpoint_step != state.step:
+            raise StorageError(state.refusal)
         yield Finished(
             reason="stopped" if stopped else "budget",
             step=state.step,
@@ -189,96 +136,23 @@ def train(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Learnt:
-    """One step, on the host."""
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    bits_K: list[float]
-    """Bits of each head, summed over its targets."""
-    count_K: list[int]
-    """Targets of each head."""
-
-
-def load(job: Job) -> list[PackedBatch]:
-    """The micro-batches of the next step."""
-    micro_batches = []
-    for _ in range(job.config.train.accumulation):
-        batch = next(job.loader)
-        windows_BW = batch.windows_BW.to(job.device, non_blocking=True)
-        micro_batches.append(
-            pack(
-                windows_BW,
-                batch.rows_N,
-                batch.offsets_N,
-                batch.document_start_N,
-                prediction_heads=job.config.heads.count,
-            )
-        )
-    return micro_batches
-
-
-def learn(job: Job, micro_batches: list[PackedBatch], rate: float, weights_K: Sequence[float] | None = None) -> Learnt:
-    """One step of the optimizer, as if its micro-batches were one batch.
-
-    Args:
-        job: Model and optimizer.
-        micro_batches: Of this step.
-        rate: Learning rate.
-        weights_K: Weight of each head's loss; 1 where None.
-
-    Raises:
-        TrainingError: The loss or the gradient is not finite; no weight has changed.
-    """
-    valid_K = torch.stack([batch.valid_BTK.sum((0, 1)) for batch in micro_batches]).sum(0)
-    job.optimizer.zero_grad()
-    loss, bits_K = torch.zeros((), device=job.device), torch.zeros(len(valid_K), device=job.device)
-    count_K = torch.zeros_like(valid_K)  # of heads that take part
-    heads = job.config.heads
-    for batch in micro_batches:
-        with job.autocast():
-            output = multi_byte_loss(
-                job.model,
-                batch,
-                backward=heads.backward,
-                counts_K=valid_K,
-                weights_K=weights_K,
-                z_loss=heads.z_loss,
-            )
-        output.loss.backward()
-        loss += output.loss.detach()
-        bits_K += output.bits_per_byte_K * output.valid_count_K
-        count_K += output.valid_count_K
-    gradients = [parameter.grad for parameter in job.model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    learnt = Learnt(
-        loss=loss.item(),
-        grad_norm=norm.item(),
-        learning_rate=rate,
-        bits_K=bits_K.tolist(),
-        count_K=count_K.tolist(),
-    )
-    if not (math.isfinite(learnt.loss) and math.isfinite(learnt.grad_norm)):
-        raise _diverged(job, learnt)
-    nn.utils.clip_grads_with_norm_(job.model.parameters(), job.config.train.clip_norm, norm)
-    set_learning_rate(job.optimizer, rate)
-    job.optimizer.step()
-    return learnt
-
-
-def count(meter: Meter, learnt: Learnt, step_bytes: int, seconds: float) -> None:
+def count(job: Job, learnt: Learnt, step_bytes: int, seconds: float) -> None:
     """Add a step to what the next logged record sums up."""
+    meter, safety = job.state.meter, job.state.safety
+    meter.bytes += step_bytes
+    meter.seconds += seconds
+    if learnt.fault is not None:
+        safety.skipped_steps += 1
+        safety.in_a_row += 1
+        return
+    safety.in_a_row = 0
     meter.bits_K = [total + more for total, more in zip(meter.bits_K, learnt.bits_K, strict=True)]
     meter.count_K = [total + more for total, more in zip(meter.count_K, learnt.count_K, strict=True)]
     meter.loss += learnt.loss
     meter.steps += 1
-    meter.bytes += step_bytes
-    meter.seconds += seconds
 
 
-def log(job: Job, learnt: Learnt, fraction: float) -> Progress:
+def log(job: Job, learnt: Learnt, fraction: float) -> Iterator[Event]:
     """Log the steps since the last logged one, and begin to count anew."""
     state, meter = job.state, job.state.meter
     progress = Progress(
@@ -287,56 +161,155 @@ def log(job: Job, learnt: Learnt, fraction: float) -> Progress:
         bytes_seen=state.bytes_seen,
         elapsed_s=job.clock.elapsed_s(),
         bits_per_byte_by_head=meter.bits_per_byte_by_head(),
-        loss=meter.loss / meter.steps,
-        grad_norm=learnt.grad_norm,
+        loss=meter.loss / meter.steps if meter.steps else None,
+        grad_norm=_finite(learnt.grad_norm),
         learning_rate=learnt.learning_rate,
         bytes_per_second=meter.bytes / meter.seconds,
         peak_memory_bytes=peak_memory_bytes(job.device),
+        skipped_steps=state.safety.skipped_steps,
     )
     state.meter = Meter.empty(job.config.heads.count)
-    job.log.append(_record("step", progress))
-    return progress
+    yield from _recorded(job, "step", progress)
 
 
-def validate(job: Job) -> Validation:
-    """Score the held-out bytes with every head, and log it."""
-    with job.autocast():
-        scored = bits_per_byte(job.model, job.held_out, context_bytes=job.config.data.window_bytes)
+def validate(job: Job, should_stop: Callable[[], bool]) -> Generator[Event, None, bool]:
+    """Score the held-out bytes with every head, and log it; an interrupted validation is due in the next start.
+
+    Returns:
+        Whether it is the best so far and to be kept.
+    """
+    safety = job.state.safety
+
+    def interrupt() -> None:
+        if should_stop():
+            raise _Interrupted
+
+    safety.validation_due = True
+    try:
+        with job.evaluated(), job.autocast():
+            scored = bits_per_byte(
+                job.model, job.held_out, context_bytes=job.config.data.window_bytes, before_batch=interrupt
+            )
+    except _Interrupted:
+        return False
+    safety.validation_due = False
     validation = Validation(
         step=job.state.step,
         bytes_seen=job.state.bytes_seen,
         elapsed_s=job.clock.elapsed_s(),
-        bits_per_byte_by_head=scored.by_head,
+        bits_per_byte_by_head=tuple(map(_finite, scored.by_head)),
         scored_bytes=scored.scored_bytes,
         context_bytes=scored.context_bytes,
         stride=scored.stride,
     )
-    job.log.append(_record("validation", validation))
-    return validation
+    yield from _recorded(job, "validation", validation)
+    bits, best = validation.bits_per_byte_by_head[0], safety.best_bits_per_byte
+    if bits is None or (best is not None and bits >= best):
+        return False
+    safety.best_bits_per_byte = bits
+    return job.config.train.keep_best
 
 
-def save(job: Job) -> Saved:
-    """Write a checkpoint of this very step."""
-    return Saved(step=job.state.step, checkpoint=job.save())
+def save(job: Job, *, best: bool = False) -> Iterator[Event]:
+    """Begin to save a checkpoint of this very step."""
+    try:
+        job.save(best=best)
+    except StorageError as error:
+        yield _refused(job, error)
 
 
-def _record(kind: str, event: Progress | Validation) -> dict[str, Any]:
-    return {"kind": kind, "bits_per_byte": event.bits_per_byte_by_head[0], **asdict(event)}
+def saved(job: Job, *, wait: bool = False) -> Iterator[Event]:
+    """Tell how saving has ended since the last time.
+
+    Args:
+        job: Its saver knows.
+        wait: For what is still being written.
+    """
+    for outcome in job.saver.outcomes(wait=wait):
+        if outcome.refusal is not None:
+            yield _refused(job, outcome.refusal)
+        else:
+            assert outcome.checkpoint is not None
+            job.state.checkpoint, job.state.checkpoint_step = outcome.checkpoint, outcome.step
+            yield Saved(step=outcome.step, checkpoint=outcome.checkpoint)
+
+
+def go_back(job: Job, learnt: Learnt) -> Iterator[Event]:
+    """Return to the newest sound checkpoint behind a finite step, or to the beginning, and go on at half the rate.
+
+    Raises:
+        TrainingError: The run went back as often as it may.
+    """
+    yield from saved(job, wait=True)
+    state, settings = job.state, job.config.train
+    before, from_step = state.safety, state.step
+    if before.rollbacks >= settings.most_rollbacks:
+        raise _diverged(job, learnt)
+    found = find_newest_sound(job.run, lambda snapshot: not snapshot.progress.get("safety", {}).get("in_a_row", 0))
+    job.restore(None if found is None else found.snapshot)
+    state.checkpoint = None if found is None else found.checkpoint
+    state.checkpoint_step = state.saved_step = None if found is None else state.step
+    state.safety = replace(
+        before, in_a_row=0, rollbacks=before.rollbacks + 1, learning_rate_ratio=before.learning_rate_ratio / 2
+    )
+    damaged = () if found is None else found.damaged
+    event = RolledBack(
+        step=state.step,
+        from_step=from_step,
+        checkpoint=state.checkpoint,
+        learning_rate_ratio=state.safety.learning_rate_ratio,
+        damaged=tuple(f"{reason} (renamed to {set_aside(checkpoint).name})" for checkpoint, reason in damaged),
+    )
+    try:
+        job.log.go_back(state.step, again=RECORDS_AFTER_SAVING)
+    except StorageError as error:
+        yield _refused(job, error)
+    yield from _recorded(job, "rollback", event)
+
+
+class _Interrupted(Exception):  # noqa: N818  no error: the caller wants to stop
+    """A validation was given up."""
+
+
+def _recorded(job: Job, kind: str, event: Progress | Validation | RolledBack) -> Iterator[Event]:
+    """Log an event, and yield it; what a full disk does not take is logged later."""
+    record = {"kind": kind, **asdict(event)}
+    if not isinstance(event, RolledBack):
+        record["bits_per_byte"] = event.bits_per_byte_by_head[0]
+    else:
+        record["checkpoint"] = None if event.checkpoint is None else event.checkpoint.name
+    try:
+        job.log.append(record)
+    except StorageError as error:
+        yield _refused(job, error)
+    yield event
+
+
+def _refused(job: Job, error: StorageError) -> Refused:
+    job.state.refusal = str(error)
+    return Refused(step=job.state.step, reason=str(error))
+
+
+def _waits_for(job: Job) -> Callable[..., None]:
+    """At the end of a job, but for a second Ctrl-C, what is being written is finished."""
+
+    def wait(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            job.saver.outcomes(wait=True)
+
+    return wait
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _diverged(job: Job, learnt: Learnt) -> TrainingError:
-    what = "gradient" if math.isfinite(learnt.loss) else "loss"
-    saved = job.state.checkpoint
-    remedy = "start again" if saved is None else f"go on from {saved} with --resume auto"
+    safety, saved_last = job.state.safety, job.state.checkpoint
+    went_back = f"; the run went back {safety.rollbacks} times, each time at half the rate" if safety.rollbacks else ""
+    remedy = "start again" if saved_last is None else f"go on from {saved_last} with --resume auto"
     return TrainingError(
-        f"step {job.state.step + 1}: the {what} is not finite at learning rate {learnt.learning_rate:.3g}; the update "
-        f"was refused and training stopped; {remedy} and a lower train.learning_rate"
+        f"step {job.state.step}: the {learnt.fault} is not finite at learning rate {learnt.learning_rate:.3g}, for the "
+        f"{safety.in_a_row}th step in a row{went_back}; training stopped, and these steps changed no weight; {remedy} "
+        "and a lower train.learning_rate"
     )
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory so far: of the whole process on a CPU, of the allocator on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # what the system counts in
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

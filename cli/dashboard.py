@@ -16,7 +16,7 @@ from bytelm.cli.quantities import duration, size
 from bytelm.palette import head_colour
 
 if TYPE_CHECKING:
-    from bytelm.train import Event, Progress, Saved, Started, Validation
+    from bytelm.events import Event, Progress, RolledBack, Saved, Started, Validation
 
 _LINE_EVERY_S: Final = 5.0
 _WORST_BITS: Final = 8.0  # of a byte about which nothing is known: the full length of a bar
@@ -64,7 +64,7 @@ class TrainingView:
 
     def show(self, event: "Event") -> None:
         """Take the next record."""
-        from bytelm.train import Finished, Progress, Saved, Started, Validation
+        from bytelm.events import Finished, Progress, Refused, RolledBack, Saved, Skipped, Started, Validation
 
         match event:
             case Started():
@@ -83,6 +83,14 @@ class TrainingView:
                     self.say(f"step {event.step}: held out {_bits(event.bits_per_byte_by_head)} bits per byte")
             case Saved():
                 self._saved = (event, self._clock())
+            case Refused():
+                self.say(f"WARNING: step {event.step}: {event.reason}; training goes on", "bold red")
+            case Skipped():
+                self.say(f"WARNING: step {event.step} was skipped: its {event.what} is not finite", "yellow")
+            case RolledBack():
+                for line in event.damaged:
+                    self.say(f"WARNING: {line}", "bold red")
+                self.say(_going_back(event), "bold red")
             case Finished():
                 self.say(self._ending(event.step, event.bytes_seen, event.elapsed_s))
 
@@ -123,8 +131,12 @@ class TrainingView:
         yield Text()
         facts = Table.grid(padding=(0, 3))
         facts.add_row("learning rate", f"{progress.learning_rate:.2e}", "bytes per second", _rate(progress))
-        facts.add_row("gradient norm", f"{progress.grad_norm:.2f}", "peak memory", size(progress.peak_memory_bytes))
-        facts.add_row("last checkpoint", self._last_checkpoint(), "loss", f"{progress.loss:.3f} nats")
+        facts.add_row(
+            "gradient norm", _value(progress.grad_norm, ".2f"), "peak memory", size(progress.peak_memory_bytes)
+        )
+        facts.add_row("last checkpoint", self._last_checkpoint(), "loss", f"{_value(progress.loss, '.3f')} nats")
+        if progress.skipped_steps:
+            facts.add_row("skipped steps", f"{progress.skipped_steps:,}")
         yield facts
 
     def _bars(self, progress: "Progress") -> Table:
@@ -158,11 +170,19 @@ def _beginning(started: "Started") -> str:
     return line
 
 
+def _going_back(event: "RolledBack") -> str:
+    place = "its beginning" if event.checkpoint is None else str(event.checkpoint)
+    return (
+        f"WARNING: nothing was finite up to step {event.from_step}; the run goes back to {place} and on at "
+        f"{event.learning_rate_ratio:g} of the learning rate"
+    )
+
+
 def _progress_line(progress: "Progress") -> str:
     return (
         f"step {progress.step}: {100 * progress.fraction:.1f} %, {size(progress.bytes_seen)}, "
         f"{_bits(progress.bits_per_byte_by_head)} bits per byte, learning rate {progress.learning_rate:.2e}, "
-        f"gradient norm {progress.grad_norm:.2f}, {_rate(progress)}, {_remaining(progress)} to go"
+        f"gradient norm {_value(progress.grad_norm, '.2f')}, {_rate(progress)}, {_remaining(progress)} to go"
     )
 
 
@@ -173,7 +193,11 @@ def _bits(bits_by_head: tuple[float | None, ...]) -> str:
 
 
 def _number(bits: float | None) -> str:
-    return "–" if bits is None else f"{bits:.3f}"
+    return _value(bits, ".3f")
+
+
+def _value(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _rate(progress: "Progress") -> str:

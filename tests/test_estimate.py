@@ -13,8 +13,8 @@ from bytelm.checkpoint import checkpoints, load_model
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.errors import CheckpointError, ConfigError, CorpusError
-from bytelm.estimate import Estimate, estimate, needed_memory
-from bytelm.memory import trace_step
+from bytelm.estimate import Estimate, estimate
+from bytelm.memory import needed_memory, trace_step
 from bytelm.train import Finished, train
 
 CPU = torch.device("cpu")

@@ -94,13 +94,12 @@ def resident_bytes() -> int:
 
 def hf_llama(config: Any) -> Any:
     """The Llama of transformers with the shape of ours."""
-    from transformers import LlamaConfig, LlamaForCausalLM  # pyright: ignore[reportMissingImports]  of an extra
-
     from bytelm.vocab import VOCABULARY_SIZE
 
+    transformers: Any = importlib.import_module("transformers")
     model = config.model
-    return LlamaForCausalLM(
-        LlamaConfig(
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
             vocab_size=VOCABULARY_SIZE,
             hidden_size=model.d_model,
             intermediate_size=model.d_ff,

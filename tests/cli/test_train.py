@@ -22,8 +22,9 @@ from bytelm.cli.quantities import duration, parse_duration, parse_size, size
 from bytelm.config import RunConfig, describe_settings
 from bytelm.data.ingest import ingest
 from bytelm.errors import ConfigError
+from bytelm.events import Finished, Progress, Refused, RolledBack, Saved, Skipped, Started, Validation
 from bytelm.run_log import read_log
-from bytelm.train import Finished, Progress, Saved, Started, Validation, train
+from bytelm.train import train
 
 BYTELM = [sys.executable, "-m", "bytelm.cli"]
 TINY = [
@@ -263,6 +264,29 @@ class _Clock:
         return self.now_s
 
 
+def test_figures_that_are_unknown_are_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = _Clock()
+    view = TrainingView(clock=clock)
+    clock.now_s = 100.0
+    view.show(
+        Progress(
+            step=5,
+            fraction=0.5,
+            bytes_seen=1,
+            elapsed_s=1.0,
+            bits_per_byte_by_head=(None, None),
+            loss=None,
+            grad_norm=None,
+            learning_rate=1.0,
+            bytes_per_second=1.0,
+            peak_memory_bytes=1,
+            skipped_steps=5,
+        )
+    )
+    assert "– (–) bits per byte" in (line := capsys.readouterr().err)
+    assert "gradient norm –" in line
+
+
 def test_without_a_terminal_lines_come_seconds_apart_whatever_the_pace(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +330,7 @@ def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
             learning_rate=2e-3,
             bytes_per_second=40_000.0,
             peak_memory_bytes=500_000_000,
+            skipped_steps=0,
         )
     )
     view.show(
@@ -320,12 +345,21 @@ def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
         )
     )
     view.show(Saved(step=50, checkpoint=Path("c")))
+    view.show(Refused(step=51, reason="cannot write c: no space is left on the disk"))
+    view.show(Skipped(step=52, what="gradient", in_a_row=1))
+    view.show(
+        RolledBack(step=50, from_step=61, checkpoint=Path("c"), learning_rate_ratio=0.5, damaged=("d is damaged",))
+    )
     clock.now_s = 75.0
     people.print(view.dashboard())
     view.show(Finished(reason="budget", step=200, bytes_seen=10_000_000, elapsed_s=240.0, checkpoint=Path("c")))
     text = people.export_text()
     for expected in (
         "WARNING: checkpoint x is damaged",
+        "WARNING: step 51: cannot write c: no space is left on the disk; training goes on",
+        "WARNING: step 52 was skipped: its gradient is not finite",
+        "WARNING: d is damaged",
+        "up to step 61; the run goes back to c and on at 0.5",
         "25.0 %",
         "step 50",
         "2.50 MB",
