@@ -20,8 +20,9 @@ Source: zstd's "Seekable Format" 0.1.0 for the seek table, RFC 8878 for frames a
 import contextlib
 import os
 import struct
+import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -39,8 +40,13 @@ FRAME_BYTES: Final = 256 << 10
 MOST_PIECES: Final = 1 << 20
 """A shard with this many pieces takes no further document: its piece table is held in memory while it is written."""
 
+STARTS: Final = 1
+ENDS: Final = 2
+"""Flags of a piece: its first byte begins a document, its last byte ends one."""
+MARK_SHIFT: Final = 2
+
 _VERSION: Final = 1
-_STARTS, _ENDS = 1, 2
+_FLAGS_BIT = 48
 _SKIPPABLE = struct.Struct("<II")  # magic, bytes that follow
 _HEADER = struct.Struct("<II8sII")  # skippable magic, bytes that follow, magic, version, frame_bytes
 _HEAD = struct.Struct("<8sIIIIIQ16s")  # magic, version, frame_bytes, frames, pieces, documents, raw bytes, content
@@ -54,6 +60,8 @@ _FRAME_TYPE = np.dtype(
     [("packed_bytes", "<u4"), ("first_piece", "<u4"), ("packed_hash", "<u8"), ("pieces_hash", "<u8")]
 )
 _ROW_TYPE = np.dtype([("start", "<u8"), ("source", "<u4"), ("kind", "<u2"), ("flags", "u1"), ("zero", "u1")])
+_FRAMES_AT_ONCE = 16
+_ROWS_OF_FRAME = "the piece table of frame {}"
 _REMEDY = "ingest the sources again"
 
 
@@ -121,13 +129,9 @@ class LocalFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = -1
         self.name = str(path)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def size(self) -> int:
         """See ``RangeReader``."""
@@ -144,26 +148,45 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class FramePieces:
-    """The pieces that touch one frame, P of them.
+    """The pieces that touch a frame, or frames that follow each other: P of them.
 
     Attributes:
-        offsets_P: Byte of the frame at which each begins, int64, ascending from 0.
-        starts_P: Whether the byte there begins a document.
-        ends_P: Whether the last byte that each has in this frame ends its document.
-        continues: Whether the first one began in an earlier frame.
-        rows_P: Their rows of the piece table.
+        rows: Their rows of the piece table as they are on disk, and the row of the piece with the next frame's first
+            byte, if there is a next frame and that is another piece.
+        begin: The first byte within the shard.
+        size: Raw bytes.
+        is_last: No frame follows.
     """
 
-    offsets_P: NDArray[np.int64]
-    starts_P: NDArray[np.bool_]
-    ends_P: NDArray[np.bool_]
-    continues: bool
-    rows_P: NDArray[np.void]
+    rows: bytes
+    begin: int
+    size: int
+    is_last: bool
+
+    @property
+    def offsets_P(self) -> NDArray[np.int64]:  # noqa: N802
+        """Byte of the frame at which each begins, ascending from 0."""
+        return (join_marks([self]) >> MARK_SHIFT).astype(np.int64)
+
+    @property
+    def starts_P(self) -> NDArray[np.bool_]:  # noqa: N802
+        """Whether the byte there begins a document."""
+        return join_marks([self]) & STARTS != 0
+
+    @property
+    def ends_P(self) -> NDArray[np.bool_]:  # noqa: N802
+        """Whether the last byte that each has in this frame ends its document."""
+        return join_marks([self]) & ENDS != 0
 
     @property
     def follows_end_P(self) -> NDArray[np.bool_]:  # noqa: N802
         """Whether the byte before each, in the same frame, ends a document; False for the first."""
         return np.concatenate([[False], self.ends_P[:-1]])
+
+    @property
+    def continues(self) -> bool:
+        """Whether the first one began in an earlier frame."""
+        return int.from_bytes(self.rows[:8], "little") < self.begin
 
     @property
     def ends_document(self) -> bool:
@@ -173,12 +196,46 @@ class FramePieces:
     @property
     def sources_P(self) -> NDArray[np.int64]:  # noqa: N802
         """Index of the source that each comes from."""
-        return self.rows_P["source"].astype(np.int64)
+        return self._rows_P["source"].astype(np.int64)
 
     @property
     def kinds_P(self) -> NDArray[np.int64]:  # noqa: N802
         """Index of its kind."""
-        return self.rows_P["kind"].astype(np.int64)
+        return self._rows_P["kind"].astype(np.int64)
+
+    @property
+    def _rows_P(self) -> NDArray[np.void]:  # noqa: N802
+        rows = np.frombuffer(self.rows, _ROW_TYPE)
+        return rows[:-1] if int(rows["start"][-1]) >= self.begin + self.size else rows
+
+
+def join_marks(frames: Sequence[FramePieces]) -> NDArray[np.int64]:
+    """The pieces of frames that are put one behind the other, in one number each.
+
+    Args:
+        frames: F of them, at least one, of any shards.
+
+    Returns:
+        int64, ascending: where each piece begins in the joined bytes, shifted left by ``MARK_SHIFT``, with ``STARTS``
+        if a document begins there and ``ENDS`` if the last byte that the piece has in its frame ends one.
+    """
+    words = np.frombuffer(b"".join([frame.rows for frame in frames]), "<i8")  # start; source, kind and flags
+    rows_F = np.array([len(frame.rows) // _ROW.size for frame in frames])
+    begin_F = np.array([frame.begin for frame in frames])
+    size_F = np.array([frame.size for frame in frames])
+    is_last_F = np.array([frame.is_last for frame in frames])
+    end_F = np.cumsum(size_F)
+    joined_F = end_F - size_F
+    last_F = np.cumsum(rows_F) - 1
+    first_F = last_F - rows_F + 1
+    offsets, flags = words[::2] + np.repeat(joined_F - begin_F, rows_F), words[1::2] >> _FLAGS_BIT
+    flags[first_F[offsets[first_F] < joined_F]] &= ENDS  # it began in an earlier frame
+    offsets[first_F] = np.maximum(offsets[first_F], joined_F)
+    behind_F = offsets[last_F] >= end_F
+    goes_on_F = np.where(behind_F, offsets[last_F] > end_F, ~is_last_F)
+    flags[(last_F - behind_F)[goes_on_F]] &= STARTS
+    marks = offsets << MARK_SHIFT | flags
+    return np.delete(marks, last_F[behind_F])
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +265,8 @@ class PieceTable:
         return cls(
             begins_P=begins,
             lengths_P=np.diff(begins, append=raw_bytes),
-            starts_P=rows["flags"] & _STARTS != 0,
-            ends_P=rows["flags"] & _ENDS != 0,
+            starts_P=rows["flags"] & STARTS != 0,
+            ends_P=rows["flags"] & ENDS != 0,
             sources_P=rows["source"].astype(np.int64),
             kinds_P=rows["kind"].astype(np.int64),
         )
@@ -220,7 +277,7 @@ class PieceTable:
         Args:
             raw_digest: XXH3 of all raw bytes, 128 bits.
         """
-        flags = np.where(self.starts_P, _STARTS, 0) | np.where(self.ends_P, _ENDS, 0)
+        flags = np.where(self.starts_P, STARTS, 0) | np.where(self.ends_P, ENDS, 0)
         return xxhash.xxh3_128_digest(raw_digest + self.begins_P.astype("<u8").tobytes() + flags.astype("u1").tobytes())
 
 
@@ -266,10 +323,10 @@ class ShardWriter:
         if continues:
             start, source, kind, flags = _ROW.unpack_from(self._rows, len(self._rows) - _ROW.size)
             _ROW.pack_into(
-                self._rows, len(self._rows) - _ROW.size, start, source, kind, flags & ~_ENDS | (_ENDS if ends else 0)
+                self._rows, len(self._rows) - _ROW.size, start, source, kind, flags & ~ENDS | (ENDS if ends else 0)
             )
         else:
-            self._rows += _ROW.pack(self.raw_bytes, source, kind, (_STARTS if starts else 0) | (_ENDS if ends else 0))
+            self._rows += _ROW.pack(self.raw_bytes, source, kind, (STARTS if starts else 0) | (ENDS if ends else 0))
             self._documents += starts
         self._pending += data
         self._content.update(data)
@@ -373,57 +430,65 @@ class ShardReader:
         return offset, int(self._offsets_F[frame + 1]) - offset
 
     def read_frame(self, frame: int, out: memoryview, decompressor: zstandard.ZstdDecompressor) -> FramePieces:
-        """Decode one frame, after its packed bytes and its piece rows have passed their hashes.
+        """Decode one frame; see ``read_frames``."""
+        return self.read_frames(frame, 1, out, decompressor)
+
+    def read_frames(
+        self, first: int, count: int, out: memoryview, decompressor: zstandard.ZstdDecompressor
+    ) -> FramePieces:
+        """Decode frames that follow each other, after their packed bytes and their piece rows have passed their hashes.
 
         Args:
-            frame: In [0, frames).
-            out: Writable, ``frame_size(frame)`` bytes; where it is shorter, it gets the beginning of the frame.
+            first: The first of them.
+            count: At least 1.
+            out: Writable, their raw bytes; where it is shorter, it gets the beginning of them.
             decompressor: One that no other thread uses at the same time.
 
         Returns:
-            The pieces that touch the frame.
+            The pieces that touch the frames.
 
         Raises:
-            ShardError: The frame or its rows are damaged; ``out`` then holds nothing of use.
+            ShardError: A frame or its rows are damaged; ``out`` then holds nothing of use.
         """
-        offset, length = self.frame_place(frame)
-        packed = self._read_sound(offset, length, int(self._packed_hash_F[frame]), f"frame {frame}")
-        pieces = self.frame_pieces(frame)
-        assert len(out) <= self.frame_size(frame)
-        try:
-            with decompressor.stream_reader(packed) as stream:
-                whole = stream.readinto(out) == len(out)
-                whole = whole and (len(out) < self.frame_size(frame) or not stream.read(1))
-        except zstandard.ZstdError as error:
-            raise self._damaged(f"frame {frame} ({error})", offset, length) from error
-        if not whole:
-            raise self._damaged(f"frame {frame}", offset, length)
+        pieces = self.frame_pieces(first, count)
+        assert len(out) <= pieces.size
+        for part in range(first, first + count, _FRAMES_AT_ONCE):
+            end = min(part + _FRAMES_AT_ONCE, first + count)
+            begin = (part - first) * self.frame_bytes
+            raw_bytes = min(pieces.size, (end - first) * self.frame_bytes) - begin
+            self._decode(part, end, out[begin : begin + raw_bytes], raw_bytes, decompressor)
         return pieces
 
-    def frame_pieces(self, frame: int) -> FramePieces:
-        """The pieces that touch a frame, without its bytes.
+    def _decode(
+        self, first: int, end: int, out: memoryview, raw_bytes: int, decompressor: zstandard.ZstdDecompressor
+    ) -> None:
+        offset, *ends = self._offsets_F[first : end + 1].tolist()
+        begins = [offset, *ends[:-1]]
+        packed = self._read_sound(begins, ends, self._packed_hash_F[first:end].tolist(), "frame {}", first)
+        try:
+            with decompressor.stream_reader(packed, read_across_frames=end > first + 1) as stream:
+                whole = stream.readinto(out) == len(out) and (len(out) < raw_bytes or not stream.read(1))
+        except zstandard.ZstdError as error:
+            raise self._damaged(f"one of the frames {first}-{end - 1} ({error})", offset, len(packed)) from error
+        if not whole:
+            raise self._damaged(f"one of the frames {first}-{end - 1}", offset, len(packed))
+
+    def frame_pieces(self, first: int, count: int = 1) -> FramePieces:
+        """The pieces that touch frames that follow each other, without the frames' bytes.
 
         Raises:
             ShardError: Their rows are damaged.
         """
-        first, end = self._piece_range(frame)
-        offset, length = self._rows_offset + first * _ROW.size, (end - first) * _ROW.size
-        content = self._read_sound(offset, length, int(self._pieces_hash_F[frame]), f"the piece table of frame {frame}")
-        rows = np.frombuffer(content, _ROW_TYPE)
-        size = self.frame_size(frame)
-        offsets = rows["start"].astype(np.int64) - frame * self.frame_bytes
-        continues = bool(offsets[0] < 0)
-        last_offset = int(offsets[-1])
-        if last_offset >= size:
-            rows, offsets = rows[:-1], offsets[:-1]
-        flags = rows["flags"]
-        starts, ends = flags & _STARTS != 0, flags & _ENDS != 0
-        if continues:
-            offsets[0] = 0
-            starts[0] = False
-        if last_offset > size or (last_offset < size and frame + 1 < self.frames):  # it goes on behind the frame
-            ends[-1] = False
-        return FramePieces(offsets, starts, ends, continues, rows)
+        end = first + count
+        rows = self._first_piece_F[first : end + 1].tolist()
+        # Of each frame its rows and the one of the next frame's first byte: it tells whether the last piece goes on.
+        ends = [self._rows_offset + (row + 1) * _ROW.size for row in rows[1:]]
+        if end == self.frames:
+            ends.append(self._rows_offset + self.pieces * _ROW.size)
+        begins = [self._rows_offset + row * _ROW.size for row in rows[:count]]
+        content = self._read_sound(begins, ends, self._pieces_hash_F[first:end].tolist(), _ROWS_OF_FRAME, first)
+        size = min(self.raw_bytes, end * self.frame_bytes) - first * self.frame_bytes
+        return FramePieces(content, first * self.frame_bytes, size, end == self.frames)
 
     def read_pieces(self) -> PieceTable:
         """Every row of the piece table, checked; no frame is read.
@@ -431,17 +496,8 @@ class ShardReader:
         Raises:
             ShardError: A part of the table is damaged.
         """
-        content = self._read(self._rows_offset, self.pieces * _ROW.size, "the piece table")
-        for frame in range(self.frames):
-            first, end = (row * _ROW.size for row in self._piece_range(frame))
-            if xxhash.xxh3_64_intdigest(memoryview(content)[first:end]) != int(self._pieces_hash_F[frame]):
-                raise self._damaged(f"the piece table of frame {frame}", self._rows_offset + first, end - first)
+        content = self.frame_pieces(0, self.frames).rows
         return PieceTable.of(np.frombuffer(content, _ROW_TYPE), self.raw_bytes)
-
-    def _piece_range(self, frame: int) -> tuple[int, int]:
-        """Rows of a frame, and the one of the next frame's first byte: it tells whether the last piece goes on."""
-        end = int(self._first_piece_F[frame + 1]) + 1 if frame + 1 < self.frames else self.pieces
-        return int(self._first_piece_F[frame]), end
 
     def _read(self, offset: int, length: int, what: str) -> bytes:
         damaged = self._damaged(what, offset, length)
@@ -453,13 +509,17 @@ class ShardReader:
             raise damaged
         return content
 
-    def _read_sound(self, offset: int, length: int, expected_hash: int, what: str) -> bytes:
+    def _read_sound(self, begins: list[int], ends: list[int], hashes: list[int], what: str, first: int) -> bytes:
+        """The bytes from the first begin to the last end, after each part has passed its hash."""
+        offset, length = begins[0], ends[-1] - begins[0]
         try:
             content = self._source.read(offset, length)
-            if xxhash.xxh3_64_intdigest(content) != expected_hash:
+            if _first_unsound(content, begins, ends, hashes) is not None:
                 content = self._source.read_anew(offset, length)
-                if xxhash.xxh3_64_intdigest(content) != expected_hash:
-                    raise self._damaged(what, offset, length)
+                unsound = _first_unsound(content, begins, ends, hashes)
+                if unsound is not None:
+                    begin, end = begins[unsound], ends[unsound]
+                    raise self._damaged(what.format(first + unsound), begin, end - begin)
         except OSError as error:
             raise self._refused(error) from error
         return content
@@ -544,6 +604,16 @@ class ShardReader:
         return ShardError(
             f"shard {self._name} cannot be read: {cause}; check the disk, the network and the permissions"
         )
+
+
+def _first_unsound(content: bytes, begins: list[int], ends: list[int], hashes: list[int]) -> int | None:
+    if len(hashes) == 1:
+        return None if xxhash.xxh3_64_intdigest(content) == hashes[0] else 0
+    view, offset = memoryview(content), begins[0]
+    for number, (begin, end, expected) in enumerate(zip(begins, ends, hashes, strict=True)):
+        if xxhash.xxh3_64_intdigest(view[begin - offset : end - offset]) != expected:
+            return number
+    return None
 
 
 def tables_offset(packed_bytes: int, frames: int, pieces: int) -> int:

@@ -45,11 +45,15 @@ def naive_windows(corpus: Corpus, seed: int, split: str = "train") -> Iterator[W
         for piece in corpus.pieces(split)
         for place, value in enumerate(piece.data)
     ]
-    sizes = corpus.frame_sizes(split)
-    ends = np.cumsum(sizes)
-    frames = [stream[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+    sizes = [shard.raw_bytes for shard in corpus.shards(split)]
+    shards = [stream[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
     order = WindowOrder(
-        sizes, fingerprint=f"{corpus.fingerprint}:{split}", seed=seed, window_bytes=T, prediction_heads=K
+        np.array(sizes),
+        frame_bytes=corpus.frame_bytes,
+        fingerprint=f"{corpus.fingerprint}:{split}",
+        seed=seed,
+        window_bytes=T,
+        prediction_heads=K,
     )
     for epoch in itertools.count():
         at = order.epoch(epoch)
@@ -57,7 +61,9 @@ def naive_windows(corpus: Corpus, seed: int, split: str = "train") -> Iterator[W
         for number, place in zip(places.groups_N.tolist(), places.indices_N.tolist(), strict=True):
             group = at.group(number)
             joined = [
-                (offset == 0, byte) for frame in group.frames.tolist() for offset, byte in enumerate(frames[frame])
+                (offset == 0, byte)
+                for run in group.runs
+                for offset, byte in enumerate(shards[run.shard][run.first_frame * corpus.frame_bytes :][: run.bytes])
             ]
             start = int(group.starts_N[place])
             window = joined[start : start + T + K]
