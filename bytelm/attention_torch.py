@@ -4,28 +4,22 @@
 - A global layer of packed documents is cut where documents begin: each is a causal case of its own, which computes
   nothing that is then masked, and neighbours that are short together share a small mask.
 - A local layer takes blocks of queries against the few keys that they can see, so that the cost grows with the length
-  and not with its square. In float32 that is the fused kernel with a mask. In bfloat16 on a CPU, whose matrix
-  products are several times faster than that kernel, it is product, softmax, product, on a few blocks at a time and
-  computed again in the backward pass.
+  and not with its square.
 
-Shapes: B batch, T bytes, H attention heads, G key and value heads, R = H / G query heads of a group, C channels,
-N blocks, P bytes of a block, S keys of a block.
+Shapes: B batch, T bytes, H attention heads, G key and value heads, C channels, P bytes of a piece.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from bytelm.attention_blocks import Blocks, attend_blocks, blocks_of_window
 from bytelm.masks import document_lengths, visible_dense
 
-_BLOCK: Final = 128  # queries of a block: measured fastest on CPUs for windows of 128 to 1024
-_SCORES: Final = 1 << 20  # scores that a thread holds at once in bfloat16: they stay in its cache
 _SHORT: Final = 256  # bytes of neighbouring documents that share a mask, at most
 _DENSE: Final = 256  # windows up to here are one call with a mask: cutting them would cost more than it saves
 
@@ -44,19 +38,6 @@ class Dense:
     """
 
     visible_BTT: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Blocks of P queries, each against its own keys and those of the blocks before that its window touches.
-
-    Attributes:
-        visible_BNPS: Bool, True = seen; B may be 1.
-        inner: Keys S that every query sees in all blocks but the first; empty where documents are packed.
-    """
-
-    visible_BNPS: Tensor
-    inner: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +66,7 @@ def prepare(
         lengths = document_lengths(documents_BT)
         if window_bytes is None or max(lengths) <= window_bytes:
             return _pieces(lengths, device)
-    blocks = _blocks(length, window_bytes, documents_BT, device) if window_bytes is not None else None
+    blocks = blocks_of_window(length, window_bytes, documents_BT, device) if window_bytes is not None else None
     if blocks is not None:
         return blocks
     return Dense(visible_dense(length, window_bytes=window_bytes, documents_BT=documents_BT, device=device))
@@ -100,10 +81,8 @@ def attend(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, prepared: P
             return _masked(query_BHTC, key_BGTC, value_BGTC, visible_BTT.unsqueeze(1))
         case Pieces():
             return _attend_pieces(query_BHTC, key_BGTC, value_BGTC, prepared)
-        case Blocks(visible_BNPS, inner):
-            if query_BHTC.dtype == torch.bfloat16 and query_BHTC.device.type == "cpu":
-                return _BlockProducts.apply(query_BHTC, key_BGTC, value_BGTC, ~visible_BNPS, inner)
-            return _attend_blocks(query_BHTC, key_BGTC, value_BGTC, visible_BNPS)
+        case Blocks():
+            return attend_blocks(query_BHTC, key_BGTC, value_BGTC, prepared)
 
 
 def _masked(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, visible: Tensor) -> Tensor:
@@ -157,192 +136,3 @@ def _attend_pieces(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, pie
             done = _masked(query, key, value, visible)
         mixed.append(done.squeeze(0).transpose(0, 1))
     return torch.cat(mixed).unflatten(0, (batch, -1)).transpose(1, 2)
-
-
-# Local windows
-
-
-def _blocks(
-    length: int, window_bytes: int, documents_BT: Tensor | None, device: torch.device | str | None
-) -> Blocks | None:
-    """Mask of each block over its own keys and those of the blocks before; None where that is as good as dense."""
-    block = _BLOCK
-    blocks = -(-length // block)
-    reach = -(-(window_bytes - 1) // block)  # blocks before the own one
-    if reach + 1 >= blocks:
-        return None
-    keys = (reach + 1) * block
-    query_P = torch.arange(block, device=device)
-    key_S = torch.arange(keys, device=device) - reach * block
-    distance_PS = query_P[:, None] - key_S[None, :]
-    near_PS = (distance_PS >= 0) & (distance_PS < window_bytes)
-    first_N = torch.arange(blocks, device=device) * block
-    real_NS = first_N[:, None] + key_S[None, :] >= 0
-    # A padded query sees itself, padded too: its softmax stays finite and its result is cut off.
-    visible = (near_PS[None] & real_NS[:, None, :]).unsqueeze(0)
-    if documents_BT is not None:
-        padded_BT = F.pad(documents_BT, (reach * block, blocks * block - length), value=-1)
-        seen_BNS = padded_BT.unfold(1, keys, block)
-        own_BNP = seen_BNS[..., -block:]
-        visible = visible & (own_BNP[..., :, None] == seen_BNS[..., None, :])
-        return Blocks(visible, slice(0, 0))
-    return Blocks(visible, slice(keys - window_bytes, keys - block))
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Sizes of the blocks, and the way from whole windows to them and back."""
-
-    length: int
-    blocks: int
-    block: int
-    keys: int
-
-    @classmethod
-    def of(cls, states_BXTC: Tensor, visible_BNPS: Tensor) -> "_Layout":
-        return cls(states_BXTC.shape[2], *visible_BNPS.shape[1:])
-
-    @property
-    def before(self) -> int:
-        """Keys in front of the first block, of no byte."""
-        return self.keys - self.block
-
-    def pad(self, states_BXTC: Tensor, before: int = 0) -> Tensor:
-        return F.pad(states_BXTC, (0, 0, before, self.blocks * self.block - self.length))
-
-    def query_blocks(self, query_BHTC: Tensor, groups: int) -> Tensor:
-        """View as (B, G, N, R, P, C)."""
-        blocked = query_BHTC.unflatten(2, (self.blocks, self.block)).unflatten(1, (groups, -1))
-        return blocked.transpose(2, 3)
-
-    def key_blocks(self, key_BGTC: Tensor) -> Tensor:
-        """View of padded keys or values as (B, G, N, S, C): neighbouring blocks overlap and nothing is copied."""
-        return key_BGTC.unfold(2, self.keys, self.block).transpose(3, 4)
-
-
-def _attend_blocks(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, visible_BNPS: Tensor) -> Tensor:
-    """Blocks as a batch of the fused kernel, row by row: keys of one row need not be copied to overlap."""
-    layout = _Layout.of(query_BHTC, visible_BNPS)
-    groups = key_BGTC.shape[1]
-    queries = layout.query_blocks(layout.pad(query_BHTC), groups)
-    keys, values = (layout.key_blocks(layout.pad(states, layout.before)) for states in (key_BGTC, value_BGTC))
-    repeats = queries.shape[3]
-    mixed = []
-    for row in range(len(queries)):
-        # The query heads of a group join the rows: a key is read once for all of them.
-        query = queries[row].transpose(0, 1).flatten(2, 3)
-        visible_NPS = visible_BNPS[row if len(visible_BNPS) > 1 else 0]
-        visible = visible_NPS.repeat(1, repeats, 1).unsqueeze(1)
-        done = F.scaled_dot_product_attention(query, keys[row].transpose(0, 1), values[row].transpose(0, 1), visible)
-        done = done.unflatten(2, (repeats, -1)).permute(1, 2, 0, 3, 4)  # (G, R, N, P, C)
-        mixed.append(done.flatten(2, 3).flatten(0, 1)[:, : layout.length])
-    return torch.stack(mixed)
-
-
-class _BlockProducts(torch.autograd.Function):
-    """Blocks as product, softmax, product in the dtype of the states, computed again in the backward pass.
-
-    Queries, keys and values are all that is kept. Scores are rounded to the dtype before the softmax, which computes
-    in float32.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, hidden_BNPS: Tensor, inner: slice
-    ) -> Tensor:
-        ctx.save_for_backward(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS)
-        ctx.inner = inner
-        work = _Work(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS, inner)
-        mixed_BHTC, blocks_BGNRPC = work.new_blocks()
-        with torch.autocast("cpu", enabled=False):
-            for part in work.parts():
-                query, key, value = work.states(part)
-                blocks_BGNRPC[part] = work.like_blocks(work.shares(query, key, part) @ value, part)
-        return mixed_BHTC[:, :, : work.layout.length]
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's types lose the name of ctx
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        query_BHTC, key_BGTC, value_BGTC, hidden_BNPS = ctx.saved_tensors
-        work = _Work(query_BHTC, key_BGTC, value_BGTC, hidden_BNPS, ctx.inner)
-        upstream = work.layout.query_blocks(work.layout.pad(grad_outputs[0]), work.groups)
-        grad_query, grad_query_blocks = work.new_blocks()
-        grad_key, grad_value = (torch.zeros_like(work.keys, dtype=torch.float32) for _ in range(2))
-        for part in work.parts():
-            query, key, value = work.states(part)
-            shares = work.shares(query, key, part)
-            grad_mixed = upstream[part].reshape(query.shape)
-            work.add_keys(grad_value, shares.mT @ grad_mixed, part)
-            grad_shares = grad_mixed @ value.mT
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
-            work.add_keys(grad_key, grad_scores.mT @ query, part)
-            grad_query_blocks[part] = work.like_blocks(grad_scores @ key, part)
-        end = work.layout.length
-        own = slice(work.layout.before, work.layout.before + end)
-        grads = (grad_query[:, :, :end] * work.scale, grad_key[:, :, own], grad_value[:, :, own])
-        return *(grad.to(query_BHTC.dtype) for grad in grads), None, None
-
-
-class _Work:
-    """The loop over blocks that both passes share: a part is a row of the batch and a few of its blocks."""
-
-    def __init__(
-        self, query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, hidden_BNPS: Tensor, inner: slice
-    ) -> None:
-        self.layout = layout = _Layout.of(query_BHTC, hidden_BNPS)
-        self.groups = key_BGTC.shape[1]
-        self.scale = 1.0 / math.sqrt(query_BHTC.shape[3])
-        self.hidden_BNPS = hidden_BNPS
-        self.edges = slice(0, inner.start), slice(inner.stop, layout.keys)
-        self.queries = layout.query_blocks(layout.pad(query_BHTC), self.groups)
-        self.keys = layout.pad(key_BGTC, layout.before)
-        self._key_blocks = layout.key_blocks(self.keys)
-        self._value_blocks = layout.key_blocks(layout.pad(value_BGTC, layout.before))
-
-    def new_blocks(self) -> tuple[Tensor, Tensor]:
-        """Room for what has the shape of the queries, padded: whole (B, H, N · P, C) and as blocks."""
-        batch, _, blocks, _, block, channels = self.queries.shape
-        whole = self.queries.new_empty(batch, blocks * block, self.groups * self.queries.shape[3], channels)
-        whole = whole.transpose(1, 2)
-        return whole, self.layout.query_blocks(whole, self.groups)
-
-    def parts(self) -> Iterable[tuple[int, slice, slice]]:
-        """Row, groups (all), blocks."""
-        repeats = self.queries.shape[3]
-        scores = self.groups * repeats * self.layout.block * self.layout.keys
-        count = max(1, _SCORES * torch.get_num_threads() // scores)
-        for row in range(len(self.queries)):
-            for start in range(0, self.layout.blocks, count):
-                yield row, slice(None), slice(start, min(start + count, self.layout.blocks))
-
-    def states(self, part: tuple[int, slice, slice]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries (X, R · P, C), keys and values (X, S, C) of a part, X = G times its blocks."""
-        query = self.queries[part].flatten(2, 3).flatten(0, 1) * self.scale
-        return query, self._key_blocks[part].flatten(0, 1), self._value_blocks[part].flatten(0, 1)
-
-    def shares(self, query: Tensor, key: Tensor, part: tuple[int, slice, slice]) -> Tensor:
-        """What each query takes of each key: (X, R · P, S), rows sum to 1."""
-        row, _, blocks = part
-        hidden_NPS = self.hidden_BNPS[row if len(self.hidden_BNPS) > 1 else 0, blocks]
-        scores = query @ key.mT
-        by_head = scores.view(self.groups, len(hidden_NPS), -1, *hidden_NPS.shape[1:])
-        first = blocks.start * self.layout.block < self.layout.before  # its window begins before the first byte
-        for keys in (slice(None),) if first else self.edges:
-            by_head[..., keys].masked_fill_(hidden_NPS[..., keys].unsqueeze(1), -math.inf)
-        return scores.softmax(-1)
-
-    def like_blocks(self, flat: Tensor, part: tuple[int, slice, slice]) -> Tensor:
-        """(X, R · P, C) as (G, blocks, R, P, C)."""
-        return flat.view(self.queries[part].shape)
-
-    def add_keys(self, total_BGTC: Tensor, more: Tensor, part: tuple[int, slice, slice]) -> None:
-        """Add what a part found for its overlapping keys (X, S, C) to the whole."""
-        row, _, blocks = part
-        block = self.layout.block
-        more = more.view(self.groups, blocks.stop - blocks.start, -1, block, more.shape[-1])
-        for distance in range(more.shape[2]):
-            begin = (blocks.start + distance) * block
-            place = total_BGTC[row, :, begin : begin + more.shape[1] * block]
-            place.view(more[:, :, distance].shape).add_(more[:, :, distance])

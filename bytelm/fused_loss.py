@@ -52,26 +52,11 @@ class _LinearHeadsLoss(torch.autograd.Function):
     def forward(
         ctx: Any, states_ND: Tensor, weight: Tensor, targets_NK: Tensor, scale_NK: Tensor, z_loss: float
     ) -> tuple[Tensor, Tensor]:
-        heads = targets_NK.shape[1]
         device = states_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_ND.dtype
-        with torch.autocast(device, enabled=False):
-            cast_ND, cast_weight = states_ND.to(dtype), weight.to(dtype)
-            grad_ND, grad_weight = (
-                torch.zeros_like(state, dtype=torch.float32) if wanted else None
-                for state, wanted in zip((states_ND, weight), ctx.needs_input_grad[:2], strict=True)
-            )
-            loss, nats_K = states_ND.new_zeros((), dtype=torch.float32), scale_NK.new_zeros(heads)
-            for rows, some in _pieces(len(targets_NK), heads, device):
-                states_RD, of_some = cast_ND[rows], slice(some.start * VOCABULARY_SIZE, some.stop * VOCABULARY_SIZE)
-                logits = states_RD @ cast_weight[of_some].T
-                more_loss, nats_k, grad_logits = _piece(logits, targets_NK[rows, some], scale_NK[rows, some], z_loss)
-                loss += more_loss
-                nats_K[some] += nats_k
-                if grad_ND is not None:
-                    grad_ND[rows] += grad_logits @ cast_weight[of_some]
-                if grad_weight is not None:
-                    grad_weight[of_some] += grad_logits.T @ states_RD
+        wanted = list(ctx.needs_input_grad[:2])
+        cast = states_ND.detach().to(dtype), weight.detach().to(dtype)
+        loss, nats_K, grad_ND, grad_weight = _loss_and_gradients(*cast, targets_NK, scale_NK, z_loss, *wanted)
         ctx.save_for_backward(grad_ND, grad_weight)
         ctx.dtypes = states_ND.dtype, weight.dtype
         ctx.mark_non_differentiable(nats_K)
@@ -83,10 +68,60 @@ class _LinearHeadsLoss(torch.autograd.Function):
             raise ConfigError(NO_SECOND_DERIVATIVE)
         grad_loss = grad_outputs[0]  # the cross-entropies of each head carry no gradient
         found = (
-            None if gradient is None else (gradient * grad_loss).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            (gradient * grad_loss).to(dtype) if wanted else None
+            for gradient, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:2], strict=True)
         )
         return *found, None, None, None
+
+
+def _sum_of_pieces(
+    states_ND: Tensor,
+    weight: Tensor,
+    targets_NK: Tensor,
+    scale_NK: Tensor,
+    z_loss: float,
+    wants_states: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, cross-entropies of each head (K), gradients of states and weight in float32, empty where not wanted."""
+    count, heads = targets_NK.shape
+    device = states_ND.device.type
+    grad_ND, grad_weight = _room(states_ND, wants_states).zero_(), _room(weight, wants_weight).zero_()
+    loss, nats_K = scale_NK.new_zeros(()), scale_NK.new_zeros(heads)
+    with torch.autocast(device, enabled=False):
+        for rows, some in _pieces(count, heads, device):
+            states_RD, of_some = states_ND[rows], slice(some.start * VOCABULARY_SIZE, some.stop * VOCABULARY_SIZE)
+            logits = states_RD @ weight[of_some].T
+            more_loss, nats_k, grad_logits = _piece(logits, targets_NK[rows, some], scale_NK[rows, some], z_loss)
+            loss += more_loss
+            nats_K[some] += nats_k
+            if wants_states:
+                grad_ND[rows] += grad_logits @ weight[of_some]
+            if wants_weight:
+                grad_weight[of_some] += grad_logits.T @ states_RD
+    return loss, nats_K, grad_ND, grad_weight
+
+
+# An operator of its own, so that whoever traces or compiles a step meets one node and not the loop over all pieces.
+_loss_and_gradients = torch.library.custom_op("bytelm::linear_heads_loss", _sum_of_pieces, mutates_args=())
+
+
+@_loss_and_gradients.register_fake
+def _(
+    states_ND: Tensor,
+    weight: Tensor,
+    targets_NK: Tensor,
+    scale_NK: Tensor,
+    z_loss: float,  # noqa: ARG001
+    wants_states: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    nats_K = scale_NK.new_empty(targets_NK.shape[1])
+    return scale_NK.new_empty(()), nats_K, _room(states_ND, wants_states), _room(weight, wants_weight)
+
+
+def _room(state: Tensor, wanted: bool) -> Tensor:
+    return torch.empty(state.shape if wanted else 0, dtype=torch.float32, device=state.device)
 
 
 def _pieces(count: int, heads: int, device: str) -> Iterator[tuple[slice, slice]]:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bytelm import attention_flex, attention_torch, attention_xformers
 from bytelm.attention import Mask, attend, attend_range, choose_backend
+from bytelm.attention_blocks import Blocks, _mix, _mix_backward
 from bytelm.config import AttentionBackend, AttentionSetting, HeadsConfig, ModelConfig
 from bytelm.errors import ConfigError
 from bytelm.masks import document_lengths, visible_dense
@@ -162,7 +163,7 @@ def test_documents_never_see_each_other(window_bytes: int | None, dtype: torch.d
 
 def elements_of(prepared: object) -> int:
     match prepared:
-        case attention_torch.Blocks(visible, _) | attention_torch.Dense(visible):
+        case Blocks(visible, _) | attention_torch.Dense(visible):
             return visible.numel()
         case attention_torch.Pieces(_, visible):
             return sum(mask.numel() for mask in visible if mask is not None)
@@ -213,6 +214,19 @@ def test_no_pass_makes_a_tensor_of_the_square_of_the_length(
     assert largest.elements <= length * length / 8
 
 
+def test_blocks_in_bfloat16_hold_few_scores_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    length, window_bytes = 8192, 512
+    blocks = Mask.build(length, window_bytes=window_bytes).prepared
+    assert isinstance(blocks, Blocks)
+    query, key, value = (states(1, 4, length, 8, generator=generator, dtype=torch.bfloat16).detach() for _ in range(3))
+    rest = ~blocks.visible_BNPS, blocks.inner.start, blocks.inner.stop
+    with Largest() as largest:  # it looks into no operator: what the operators run is called
+        upstream = _mix(query, key, value, *rest).transpose(1, 2)
+        _mix_backward(upstream, query, key, value, *rest)
+    assert largest.elements <= blocks.visible_BNPS.numel()  # all scores of the four heads are four times that
+
+
 def test_many_short_documents_are_few_pieces() -> None:
     for about in (MANY, 1000, ONE_BYTE_EACH):
         documents_BT = some_documents(3, 4096, torch.Generator().manual_seed(0), about)
@@ -231,7 +245,7 @@ def test_one_causal_document_needs_no_mask_at_all() -> None:
 def test_a_window_that_no_document_fills_is_no_window() -> None:
     documents_BT = torch.arange(1200).unsqueeze(0) // 100
     assert isinstance(Mask.build(1200, window_bytes=100, documents_BT=documents_BT).prepared, attention_torch.Pieces)
-    assert isinstance(Mask.build(1200, window_bytes=99, documents_BT=documents_BT).prepared, attention_torch.Blocks)
+    assert isinstance(Mask.build(1200, window_bytes=99, documents_BT=documents_BT).prepared, Blocks)
 
 
 def test_blocks_in_bfloat16_keep_nothing_but_their_inputs() -> None:
