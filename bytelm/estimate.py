@@ -35,6 +35,8 @@ from bytelm.step import learn, load
 
 _LEAST_STEPS: Final = 3
 _LEAST_S: Final = 2.0
+_MOST_MICRO_BATCHES: Final = 4
+"""Of a timed step: the others of a long step take as long as these."""
 _VALIDATED_S: Final = 1.0
 
 
@@ -44,7 +46,7 @@ class Speed:
 
     Attributes:
         steps: How many were timed, after one that was not.
-        step_s: Mean seconds of one, the wait for its windows included.
+        step_s: Mean seconds of one, the wait for its windows included; of a step of many micro-batches some are timed.
         bytes_per_second: In steps.
         mfu: Model FLOP utilisation in steps.
         peak_flops: What that is a share of, and where the figure comes from.
@@ -77,8 +79,9 @@ class Estimate:
         precision: Of the matrix products.
         memory: At the peak of a step, by part, without the program itself and what the allocator wastes.
         available_memory_bytes: Free on the device now; None where the system does not say.
+        saving_memory_bytes: Main memory for the copy from which checkpoints are written; 0 in the foreground.
         checkpoint_bytes: Disk for one checkpoint.
-        disk_bytes: Disk for all that are kept, and one more while it is written.
+        disk_bytes: Disk for all that are kept, the best included, and one more while it is written.
         speed: What real steps took; None where none was tried.
         obstacle: Why none was tried, and what to change.
     """
@@ -90,6 +93,7 @@ class Estimate:
     precision: PrecisionUsed
     memory: StepMemory
     available_memory_bytes: int | None
+    saving_memory_bytes: int
     checkpoint_bytes: int
     disk_bytes: int
     speed: Speed | None
@@ -120,8 +124,11 @@ def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "ne
     if available is not None and needed_memory(traced.memory, device) > available:
         obstacle = advice(config, device, bfloat16=precision == "bfloat16", available=available)
     else:
+        micro_batches = min(settings.accumulation, _MOST_MICRO_BATCHES)
+        shorter = config.with_changes([f"train.accumulation={micro_batches}"])
         with contextlib.ExitStack() as stack:
-            speed = measure(open_job(stack, config, corpus, run, resume, dry=True), left_by_tracing)
+            job = open_job(stack, shorter, corpus, run, resume, dry=True)
+            speed = measure(job, accumulation=settings.accumulation, left_by_tracing=left_by_tracing)
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)
     size = checkpoint_bytes(
@@ -145,18 +152,20 @@ def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "ne
         precision=precision,
         memory=traced.memory,
         available_memory_bytes=available,
+        saving_memory_bytes=size if settings.save_in_background else 0,
         checkpoint_bytes=size,
-        disk_bytes=size * (settings.keep_checkpoints + 1),
+        disk_bytes=size * (settings.keep_checkpoints + settings.keep_best + 1),
         speed=speed,
         obstacle=obstacle,
     )
 
 
-def measure(job: Job, left_by_tracing: int = 0) -> Speed:
+def measure(job: Job, *, accumulation: int, left_by_tracing: int = 0) -> Speed:
     """Time real steps of a job, and reckon up to the end of its budget.
 
     Args:
         job: Just opened, dry; its weights move a little.
+        accumulation: Micro-batches of a step of the run, if they are more than those of the job.
         left_by_tracing: Bytes of this process that a run would not have.
 
     Raises:
@@ -172,13 +181,14 @@ def measure(job: Job, left_by_tracing: int = 0) -> Speed:
         begun_s = time.perf_counter()
         learn(job, load(job), rate)
         seconds.append(time.perf_counter() - begun_s)
-    step_s = sum(seconds) / len(seconds)
-    bytes_per_second = _step_bytes(config) / step_s
+    step_bytes = _step_bytes(config) * accumulation // settings.accumulation
+    step_s = sum(seconds) / len(seconds) * accumulation / settings.accumulation
+    bytes_per_second = step_bytes / step_s
     validation_s = _validation_s(job)
     most_bytes = peak_memory_bytes(job.device) - left_by_tracing
     peak = peak_flops(job.device, job.precision)
     flops_per_byte = job.model.flops_per_byte(config.data.window_bytes, training=True)
-    steps_left, time_left_s = _left(job, elapsed_s, step_s, validation_s)
+    steps_left, time_left_s = _left(job, elapsed_s, step_bytes, step_s, validation_s)
     return Speed(
         steps=len(seconds),
         step_s=step_s,
@@ -192,7 +202,7 @@ def measure(job: Job, left_by_tracing: int = 0) -> Speed:
     )
 
 
-def _left(job: Job, elapsed_s: float, step_s: float, validation_s: float) -> tuple[int, float]:
+def _left(job: Job, elapsed_s: float, step_bytes: int, step_s: float, validation_s: float) -> tuple[int, float]:
     """Steps and seconds until the budget is spent."""
     settings, state = job.config.train, job.state
     every = settings.validate_every_steps
@@ -203,7 +213,7 @@ def _left(job: Job, elapsed_s: float, step_s: float, validation_s: float) -> tup
         end = settings.steps
     else:
         assert settings.bytes is not None
-        end = state.step + math.ceil((settings.bytes - state.bytes_seen) / _step_bytes(job.config))
+        end = state.step + math.ceil((settings.bytes - state.bytes_seen) / step_bytes)
     steps = max(0, end - state.step)
     validations = end // every - state.step // every + (end % every != 0) if steps else 0
     return steps, steps * step_s + validations * validation_s

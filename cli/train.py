@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from bytelm.cli import console
+from bytelm.cli.dry_run import dry_run
 from bytelm.cli.interrupt import StopRequest
 from bytelm.cli.quantities import parse_duration, parse_size
 
@@ -52,6 +53,9 @@ def train(
         ResumeChoice,
         typer.Option("--resume", help="A run that was saved: refuse it, go on if there is one, or go on in any case."),
     ] = ResumeChoice.never,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what the run will take, from a few real steps; write nothing.")
+    ] = False,
     settings: Annotated[bool, typer.Option("--settings", help="List all settings with their defaults.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> int:
@@ -82,6 +86,8 @@ def train(
     if corpus is None:
         raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
 
+    if dry:
+        return dry_run(config, corpus, out, resume=resume.value, as_json=as_json)
     started: Started | None = None
     finished: Finished | None = None
     with TrainingView() as view, StopRequest() as should_stop:

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.errors import CheckpointError, ConfigError, CorpusError
 from bytelm.estimate import Estimate, estimate
+from bytelm.job import Job
 from bytelm.memory import needed_memory, trace_step
+from bytelm.packing import PackedBatch
+from bytelm.step import Learnt, learn
 from bytelm.train import Finished, train
 
 CPU = torch.device("cpu")
@@ -77,7 +81,7 @@ def test_parameters_and_disk_are_those_of_the_run(corpus: Path, tmp_path: Path, 
     texts = sum(path.stat().st_size for path in checkpoint.iterdir()) - tensors
     assert abs(told.checkpoint_bytes - tensors - texts) < 1000
     assert told.checkpoint_bytes > tensors
-    assert told.disk_bytes == 4 * told.checkpoint_bytes
+    assert told.disk_bytes == 5 * told.checkpoint_bytes  # three, the best, and the one that is being written
     assert told.step_bytes == 4 * 24
 
 
@@ -120,6 +124,24 @@ def test_the_time_is_that_of_all_steps_and_validations(
         events = list(train(settings(budget, "train.validate_every_steps=200"), corpus, tmp_path / "run"))
         assert isinstance(events[-1], Finished)
         assert events[-1].step == steps
+
+
+def test_of_a_step_of_many_micro_batches_some_are_timed(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(job: Job, micro_batches: list[PackedBatch], *more: Any) -> Learnt:
+        seen.append(len(micro_batches))
+        return learn(job, micro_batches, *more)
+
+    monkeypatch.setattr("bytelm.estimate.learn", counted)
+    told = estimate(settings("train.bytes=960000", "train.accumulation=100"), corpus, tmp_path / "run")
+    assert set(seen) == {4}
+    assert told.step_bytes == 100 * 4 * 24
+    assert told.speed is not None
+    assert told.speed.steps_left == 100
+    assert told.speed.bytes_per_second == pytest.approx(told.step_bytes / told.speed.step_s)
 
 
 def test_a_time_budget_is_the_time_and_the_steps_are_what_fits(corpus: Path, tmp_path: Path) -> None:

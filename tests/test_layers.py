@@ -87,7 +87,7 @@ ROWS: list[set[str]] = [
     {"bytelm.quickstart"},
     {"bytelm.cli.inspect_page", "bytelm.cli.inspect_view"},
     {"bytelm.cli.dashboard"},
-    {"bytelm.cli.doctor"},
+    {"bytelm.cli.doctor", "bytelm.cli.dry_run"},
     {"bytelm.cli.ingest", "bytelm.cli.train", "bytelm.cli.generate", "bytelm.cli.evaluate", "bytelm.cli.report"},
     {"bytelm.cli.inspect", "bytelm.cli.quickstart"},
     {"bytelm.cli.app"},
