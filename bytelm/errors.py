@@ -35,7 +35,7 @@ class SourceError(BytelmError):
 
     def __init__(self, message: str, *, reason: Literal["unreadable", "damaged", "no_field"] = "unreadable") -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason: Literal["unreadable", "damaged", "no_field"] = reason
 
 
 class CorpusError(BytelmError):

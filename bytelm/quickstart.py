@@ -105,7 +105,7 @@ def _corpus(out: Path, on_ingest: Callable[[IngestProgress], None] | None) -> Co
     reused = (folder / INDEX).exists()
     if not reused:
         unpack_sample(out / "sample")
-        ingest([out / "sample"], folder, on_progress=on_ingest)
+        ingest([out / "sample"], folder, overwrite=True, on_progress=on_ingest)
     corpus = Corpus.open(folder)
     shards = [shard for split in corpus.splits for shard in corpus.shards(split)]
     return CorpusReady(

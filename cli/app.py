@@ -13,6 +13,7 @@ from bytelm.cli import console
 from bytelm.cli.doctor import doctor
 from bytelm.cli.evaluate import evaluate
 from bytelm.cli.generate import generate
+from bytelm.cli.grouped_help import GroupedCommand
 from bytelm.cli.ingest import ingest
 from bytelm.cli.inspect import inspect
 from bytelm.cli.quickstart import quickstart
@@ -53,7 +54,7 @@ def _common(
 
 
 app.command()(quickstart)
-app.command()(ingest)
+app.command(cls=GroupedCommand)(ingest)
 app.command()(inspect)
 app.command()(train)
 app.command()(generate)

@@ -8,7 +8,7 @@ is there. How far the work is comes by the way, as tallies.
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final, Protocol, Self, TypeVar
 
@@ -43,7 +43,7 @@ class Engine(ABC):
     """Jobs that it does at a time."""
 
     @abstractmethod
-    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Iterator[tuple[int, _Result]]:
+    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Generator[tuple[int, _Result]]:
         """Do all jobs.
 
         Args:
@@ -75,7 +75,7 @@ class InThisProcess(Engine):
     is_here = True
     workers = 1
 
-    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Iterator[tuple[int, _Result]]:
+    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Generator[tuple[int, _Result]]:
         """See ``Engine``."""
         for number, job in enumerate(jobs):
             yield number, work(job, tell)
@@ -98,7 +98,7 @@ class Processes(Engine):
         self.workers = workers or available_cores()
         self._pool: WorkerPool | None = None
 
-    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Iterator[tuple[int, _Result]]:
+    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Generator[tuple[int, _Result]]:
         """See ``Engine``."""
         first, rest = self._first_jobs(iter(jobs))
         if first is None:
@@ -113,7 +113,7 @@ class Processes(Engine):
 
     def _run_elsewhere(
         self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell
-    ) -> Iterator[tuple[int, _Result]]:
+    ) -> Generator[tuple[int, _Result]]:
         if self._pool is None:
             self._pool = WorkerPool(self.workers)
         return self._pool.run(work, jobs, tell)
@@ -168,7 +168,7 @@ class RayCluster(Engine):
                 raise ConfigError(f"no Ray cluster answers at {address!r}: {said}; check --address") from error
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Iterator[tuple[int, _Result]]:
+    def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Generator[tuple[int, _Result]]:
         """See ``Engine``; tallies come with the results."""
         task = self._ray.remote(max_retries=2)(_ray_task)
         numbers: dict[Any, int] = {}

@@ -19,6 +19,9 @@ INDEX: Final = "index.json"
 SHARD_NAME: Final = re.compile(r"(?P<split>train|validation)-(?P<number>\d{5,})\.zst")
 DIGESTS_NAME: Final = re.compile(r"documents-(?P<number>\d{5,})\.xxh128")
 
+DIGEST_BYTES: Final = 16
+"""Bytes of a document's digest: XXH3, 128 bits."""
+
 _FORMAT: Final = "bytelm corpus"
 _VERSION: Final = 2
 _CONTENT_VERSION: Final = 1  # of what the fingerprint covers; the index may change without it

@@ -1,450 +1,352 @@
-"""From sources to a corpus: documents in order, split, packed into shards, and the index last.
+"""From sources to a corpus, in steps: list, survey, plan, write, and the index last.
 
-Nothing that is not finished can be taken for a corpus: shards are written as ``.part`` and renamed when they are
-complete, the index is written after all of them, and a failure removes what it has written. A corpus that is to be
-replaced stays whole until the index of the new one has taken its place: shard numbers go on from the old ones.
+The sources are listed in order as units. The survey reads every document once and notes what it is; the plan decides
+from that alone what stays, what is held out, and which documents make which shards; then the documents that stay are
+read again, checked against the survey, and written. Survey and writing are pure functions of their parts, so worker
+processes or a cluster do them, and the corpus is the same however many there are.
+
+Nothing that is not finished can be taken for a corpus: the index is written after everything else, by rename. Until
+then a journal beside the shards tells what is complete, and an ingestion that was killed can be resumed. A corpus that
+is replaced or appended to stays whole until the new index has taken the place of the old one: numbers of shards go on
+from the old ones.
 """
 
 import contextlib
-import fcntl
 import os
-import re
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import xxhash
+
 from bytelm import __version__
-from bytelm.data.shard_file import FRAME_BYTES, MOST_PIECES, ShardWriter
-from bytelm.data.shards import INDEX, SHARD_NAME, Corpus, Count, Index, Ingestion, ShardEntry
-from bytelm.data.sources import (
-    KINDS,
-    SKIP_REASONS,
-    FileIdentity,
-    Skipped,
-    check_sources,
-    find_documents,
-    kind_of,
-    name_of,
-)
-from bytelm.data.split import TRAIN, VALIDATION, Block, CutPiece, split
-from bytelm.errors import ConfigError, CorpusError, SourceError, StorageError
-from bytelm.files import flush_folder, refusals_named, write_file
+from bytelm.data.documents import name_of
+from bytelm.data.engine import Engine, InThisProcess, Processes
+from bytelm.data.filters import Filters
+from bytelm.data.index import INDEX, Count, DigestEntry, Index, Ingestion, added_counts
+from bytelm.data.ingest_report import IngestProgress, IngestReport
+from bytelm.data.ingest_settings import SHARD_BYTES, VALIDATION_FRACTION, IngestSettings, difference
+from bytelm.data.ingest_start import Mode, Start, begin, files_of, fresh, resumed
+from bytelm.data.ingest_steps import Plan, Progress, Steps, identity_of, plan_all, survey_all, write_all
+from bytelm.data.journal import Journal
+from bytelm.data.kinds import KINDS
+from bytelm.data.pack import Packed
+from bytelm.data.plan import left_out
+from bytelm.data.shard_file import FRAME_BYTES
+from bytelm.data.shards import Corpus
+from bytelm.data.sources import STANDARD_INPUT, ReadOptions, Skipped, Unit, check_sources, find_units
+from bytelm.data.split import TRAIN, VALIDATION
+from bytelm.data.storage import Folder, folder_at, is_remote
+from bytelm.data.survey import KEPT, OnError, Survey
+from bytelm.data.workplace import remove_ours, sole_writer
+from bytelm.errors import BytelmError, ConfigError, CorpusError, SourceError
+from bytelm.files import refusals_named
 
-SHARD_BYTES: Final = 256 << 20
-"""Raw bytes after which a shard takes no further document."""
+__all__ = ["IngestProgress", "IngestReport", "ingest", "is_unfinished", "list_units"]
 
-_LEVELS: Final = (1, 22)
-_MOST_VALIDATION: Final = 0.5
-_MOST_FRAME_BYTES: Final = 64 << 20
-_LOCK: Final = ".ingest.lock"
-_PART: Final = ".part"
-_OURS: Final = re.compile(rf"{SHARD_NAME.pattern}({re.escape(_PART)})?|\.{re.escape(INDEX)}\.\d+{re.escape(_PART)}")
-"""Shards, complete or not, and indices that were not renamed any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IngestProgress:
-    """How far an ingestion is.
-
-    Attributes:
-        documents: Documents read to their end.
-        raw_bytes: Bytes read from them.
-        packed_bytes: Bytes written.
-        elapsed_s: Seconds since the beginning.
-    """
-
-    documents: int
-    raw_bytes: int
-    packed_bytes: int
-    elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IngestReport:
-    """What an ingestion has made.
-
-    Attributes:
-        corpus: The folder.
-        fingerprint: Hash of the content, hexadecimal.
-        documents: Documents in it, empty ones left out.
-        raw_bytes: Their bytes.
-        packed_bytes: Bytes of all shards.
-        train_bytes: Bytes of the train split.
-        validation_bytes: Bytes of the validation split.
-        shards: Number of shards.
-        skipped: Paths that gave no document, counted by reason.
-        split_rule: Name of the rule that decided the splits.
-        elapsed_s: Seconds from beginning to end.
-    """
-
-    corpus: Path
-    fingerprint: str
-    documents: int
-    raw_bytes: int
-    packed_bytes: int
-    train_bytes: int
-    validation_bytes: int
-    shards: int
-    skipped: dict[str, int]
-    split_rule: str
-    elapsed_s: float
-
-    @property
-    def ratio(self) -> float:
-        """Raw bytes for each packed byte."""
-        return self.raw_bytes / self.packed_bytes
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Raw bytes in a second."""
-        return self.raw_bytes / self.elapsed_s
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
-        return {
-            **asdict(self),
-            "corpus": name_of(self.corpus),
-            "ratio": round(self.ratio, 4),
-            "elapsed_s": round(self.elapsed_s, 3),
-            "bytes_per_second": round(self.bytes_per_second),
-        }
+_COPY_BYTES: Final = 1 << 20
 
 
 def ingest(
     sources: Sequence[Path | str],
     out: Path | str,
     *,
+    read: ReadOptions | None = None,
+    filters: Filters | None = None,
+    keep_duplicates: bool = False,
+    near_duplicates: float | None = None,
+    on_error: OnError = "stop",
     level: int = 9,
-    validation_fraction: float = 0.01,
+    validation_fraction: float | None = None,
     overwrite: bool = False,
+    append: bool = False,
+    resume: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    frame_bytes: int = FRAME_BYTES,
+    frame_bytes: int | None = None,
+    workers: int | None = None,
+    engine: Engine | None = None,
+    stdin: BinaryIO | None = None,
     on_progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
-    """Make a corpus from files and folders, in constant memory.
+    """Make a corpus from files, folders and whatever else ``bytelm.data.sources`` reads, or add to one.
 
     Args:
-        sources: Files and folders; their order is the order of the corpus.
-        out: Folder of the corpus, made if missing. It is never read as a source.
+        sources: What to read; their order is the order of the corpus.
+        out: Folder of the corpus or an address such as ``s3://bucket/corpus``; it is never read as a source.
+        read: How sources are read: patterns, links, archives, the field of tables.
+        filters: What documents have to be: size, kind, density. All others are left out and counted.
+        keep_duplicates: Keep documents that equal an earlier one of the same ingestion.
+        near_duplicates: Leave out documents whose similarity to an earlier one is at least this, 0.3 to 1.
+        on_error: ``stop`` at a source that cannot be read or is damaged, or ``skip`` and count it.
         level: zstd level, 1 to 22.
-        validation_fraction: Share of the content that is held out, 0 to 0.5; small corpora hold out more, see
-            ``bytelm.data.split``. 0 makes a corpus without validation.
-        overwrite: Replace a corpus that is already at ``out``.
+        validation_fraction: Share of the content that is held out, 0 to 0.5, 0.01 if None; small corpora hold out
+            more, see ``bytelm.data.split``. What is appended is split as the corpus was.
+        overwrite: Replace a corpus, or an unfinished ingestion, that is already at ``out``.
+        append: Add to the corpus that is at ``out``; documents that it holds already are left out.
+        resume: Go on with the unfinished ingestion at ``out``; the settings must be the ones that it began with.
         shard_bytes: Raw bytes after which a shard takes no further document.
-        frame_bytes: Raw bytes of a frame.
-        on_progress: Called after every piece of a document that was written.
+        frame_bytes: Raw bytes of a frame; 256 KiB, or the corpus's own, if None.
+        workers: Processes that read and write; None for one on each core if there is enough to do.
+        engine: Who does the work instead, a Ray cluster for example; whoever made it closes it.
+        stdin: What the source ``-`` reads; standard input if None.
+        on_progress: Called about once for every megabyte.
 
     Returns:
         What was made.
 
     Raises:
-        ConfigError: A setting is out of its range.
-        SourceError: A source is missing or cannot be read, or there is not one byte to ingest.
-        CorpusError: ``out`` already holds a corpus or other files, or another process writes there.
-        StorageError: The disk refuses. What was at ``out`` before is untouched then, as after any failure.
+        ConfigError: A setting is out of its range, contradicts another, or is not the one that was begun with.
+        SourceError: A source is missing, cannot be read or is damaged, or there is not one byte to ingest.
+        CorpusError: ``out`` holds a corpus, an unfinished ingestion or other files, or another process writes there.
+        StorageError: The disk or the server refuses. A corpus that was at ``out`` before is untouched then, as after
+            any failure; what is complete stays for ``resume``.
     """
     begun_s = time.monotonic()
-    _check_settings(level, validation_fraction, shard_bytes, frame_bytes)
-    paths = [Path(source) for source in sources]
-    folder = Path(out)
-    check_sources(paths)
-    _check_apart(paths, folder)
-    with _sole_writer(folder):
-        with refusals_named(folder):
-            old_shards = _old_shards(folder, overwrite=overwrite)
-        number = _free_number(old_shards)
-        train, validation = (
-            _ShardSeries(folder, name, number, level=level, shard_bytes=shard_bytes, frame_bytes=frame_bytes)
-            for name in (TRAIN, VALIDATION)
-        )
-        with _removed_on_failure(folder, train, validation):
-            reading = _Reading(paths, folder)
-            rule, pieces = split(reading.blocks(), validation_fraction)
-            for where, piece in pieces:
-                (train if where == TRAIN else validation).append(piece)
-                if on_progress is not None:
-                    on_progress(
-                        IngestProgress(
-                            documents=reading.documents,
-                            raw_bytes=reading.raw_bytes,
-                            packed_bytes=train.packed_bytes + validation.packed_bytes,
-                            elapsed_s=time.monotonic() - begun_s,
-                        )
-                    )
-            train.close()
-            validation.close()
-            shards = [*train.entries, *validation.entries]
-            if not shards:
-                raise SourceError(f"nothing to ingest: not one byte was found ({_counts(reading.skipped)})")
-            index = Index(
-                frame_bytes=frame_bytes,
-                all_shards=tuple(shards),
-                digests=(),
-                ingestions=(
-                    Ingestion(
-                        made_by=f"bytelm {__version__}",
-                        settings={},
-                        sources=tuple(reading.summary()),
-                        skipped={name: Count(count, 0) for name, count in reading.skipped.items() if count},
-                    ),
-                ),
-                kinds=KINDS,
-                split_rule=asdict(rule),
-            )
-            write_file(folder / INDEX, index.to_text())
-            fingerprint = index.fingerprint
-        for name in old_shards:
-            (folder / name).unlink(missing_ok=True)
-    return IngestReport(
-        corpus=folder,
-        fingerprint=fingerprint,
-        documents=reading.documents,
-        raw_bytes=reading.raw_bytes,
-        packed_bytes=train.packed_bytes + validation.packed_bytes,
-        train_bytes=train.raw_bytes,
-        validation_bytes=validation.raw_bytes,
-        shards=len(shards),
-        skipped=reading.skipped,
-        split_rule=rule.name,
-        elapsed_s=time.monotonic() - begun_s,
+    if append and overwrite:
+        raise ConfigError("append and overwrite contradict each other: choose one")
+    settings = IngestSettings(
+        sources=tuple(os.fspath(source) for source in sources),
+        read=read or ReadOptions(),
+        filters=filters or Filters(),
+        keep_duplicates=keep_duplicates,
+        near_duplicates=near_duplicates,
+        on_error=on_error,
+        level=level,
+        validation_fraction=VALIDATION_FRACTION if validation_fraction is None else validation_fraction,
+        shard_bytes=shard_bytes,
+        frame_bytes=FRAME_BYTES if frame_bytes is None else frame_bytes,
     )
-
-
-class _Reading:
-    """The documents of all sources as blocks, and what was counted on the way."""
-
-    def __init__(self, sources: Sequence[Path], out: Path) -> None:
-        self._sources = sources
-        status = out.stat()
-        self._out: FileIdentity = (status.st_dev, status.st_ino)
-        self._documents = [0] * len(sources)
-        self._raw_bytes = [0] * len(sources)
-        self.skipped: dict[str, int] = dict.fromkeys(SKIP_REASONS, 0)
-
-    @property
-    def documents(self) -> int:
-        return sum(self._documents)
-
-    @property
-    def raw_bytes(self) -> int:
-        return sum(self._raw_bytes)
-
-    def blocks(self) -> Iterator[Block]:
-        number = 0
-        for found in find_documents(self._sources, without={self._out}):
-            if isinstance(found, Skipped):
-                self.skipped[found.reason] += 1
-                continue
-            blocks = found.blocks()
-            data = next(blocks, None)
-            if data is None:
-                self.skipped["empty"] += 1
-                continue
-            kind = kind_of(data)
-            self._documents[found.source] += 1
-            while data is not None:  # one block ahead, because a document's last block has to be known as such
-                following = next(blocks, None)
-                self._raw_bytes[found.source] += len(data)
-                yield Block(data, number, following is None, found.source, kind)
-                data = following
-            number += 1
-
-    def summary(self) -> list[dict[str, Any]]:
-        return [
-            {"name": name_of(source), "documents": documents, "raw_bytes": raw_bytes}
-            for source, documents, raw_bytes in zip(self._sources, self._documents, self._raw_bytes, strict=True)
-        ]
-
-
-class _ShardSeries:
-    """The shards of one split, one after another."""
-
-    def __init__(
-        self, folder: Path, split: str, first_number: int, *, level: int, shard_bytes: int, frame_bytes: int
-    ) -> None:
-        self._folder = folder
-        self._split = split
-        self._first_number = first_number
-        self._level = level
-        self._shard_bytes = shard_bytes
-        self._frame_bytes = frame_bytes
-        self._file: BinaryIO | None = None
-        self._writer: ShardWriter | None = None
-        self._expected = (-1, -1)  # document and number of the piece that would go on where the last one ended
-        self._raw_bytes = 0
-        self._packed_bytes = 0
-        self.entries: list[ShardEntry] = []
-        self._name_next()
-
-    @property
-    def raw_bytes(self) -> int:
-        return self._raw_bytes + (self._writer.raw_bytes if self._writer else 0)
-
-    @property
-    def packed_bytes(self) -> int:
-        return self._packed_bytes + (self._writer.packed_bytes if self._writer else 0)
-
-    def append(self, piece: CutPiece) -> None:
-        with refusals_named(self._part):
-            writer = self._writer or self._open()
-            writer.append(
-                piece.data,
-                starts=piece.number == 0,
-                ends=piece.last,
-                source=piece.source,
-                kind=piece.kind,
-                continues=(piece.document, piece.number) == self._expected,
+    folder = folder_at(out)
+    _check_apart(settings.sources, folder)
+    asked: dict[str, Any] = {"validation_fraction": validation_fraction, "frame_bytes": frame_bytes}
+    mode: Mode | None = "append" if append else "overwrite" if overwrite else None
+    with contextlib.ExitStack() as stack:
+        if engine is None:
+            engine = stack.enter_context(_engine(settings, folder, workers))
+        _check_reach(engine, settings, folder)
+        stack.enter_context(sole_writer(folder))
+        if resume:
+            start = resumed(folder, settings, asked, mode)
+            if start is None:
+                return _complete_already(folder, settings, asked, begun_s)
+        else:
+            check_sources(settings.sources, settings.read)
+            start = fresh(folder, settings, asked, mode or "new")
+        journal = Journal(folder)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bytelm-")))
+        with _kept_for_resuming(journal, start):
+            if not resume:
+                begin(folder, start)
+            steps = Steps(
+                settings=start.settings,
+                journal=journal,
+                engine=engine,
+                base=start.base,
+                first_shard=start.first_shard,
+                resumes=resume,
+                stdin=_spooled(journal, start.settings, stdin, scratch, resume=resume),
             )
-        self._expected = (piece.document, piece.number + 1)
-        full = writer.raw_bytes >= self._shard_bytes or writer.pieces >= MOST_PIECES
-        # A document is cut only where it would make the shard twice as large as it should be.
-        if (full and piece.last) or writer.raw_bytes >= 2 * self._shard_bytes:
-            self.close()
+            progress = Progress(begun_s, time.monotonic, on_progress)
+            survey = survey_all(steps, progress)
+            plan = plan_all(steps, survey)
+            if not plan.partitions:
+                journal.remove()
+                raise _nothing(left_out(survey), start)
+            packed = write_all(steps, survey, plan, progress)
+            index, new = _index(start, survey, plan, packed, folder)
+            folder.write(INDEX, index.to_text())
+        remove_ours(folder, keep=files_of(index))
+        journal.remove()
+    return _report(Corpus.of(index, folder), new, index.ingestions[-1].skipped, time.monotonic() - begun_s)
 
-    def close(self) -> None:
-        """Complete the open shard, if there is one."""
-        if self._writer is None or self._file is None:
-            return
-        with refusals_named(self._part):
-            summary = self._writer.finish()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._part.rename(self._place)
-            flush_folder(self._folder)
-        self.entries.append(ShardEntry(name=self._place.name, split=self._split, **asdict(summary), kinds={}))
-        self._raw_bytes += summary.raw_bytes
-        self._packed_bytes += summary.packed_bytes
-        self._file = self._writer = None
-        self._expected = (-1, -1)
-        self._name_next()
 
-    def remove(self, *, keep: Collection[str]) -> None:
-        """Take everything back that was written, but for the names in ``keep``."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk refuses what is still buffered; it is not wanted
-                self._file.close()
-        for path in (self._part, self._place, *(self._folder / entry.name for entry in self.entries)):
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+def is_unfinished(out: Path | str) -> bool:
+    """Whether there is an ingestion at ``out`` that can be resumed.
 
-    def _name_next(self) -> None:
-        name = f"{self._split}-{self._first_number + len(self.entries):05d}.zst"
-        self._place = self._folder / name
-        self._part = self._folder / (name + _PART)
+    Raises:
+        OSError: ``out`` cannot be read.
+    """
+    return Journal(folder_at(out)).job() is not None
 
-    def _open(self) -> ShardWriter:
-        self._file = self._part.open("xb")
-        self._writer = ShardWriter(self._file, level=self._level, frame_bytes=self._frame_bytes)
-        return self._writer
+
+def list_units(sources: Sequence[Path | str], out: Path | str, read: ReadOptions) -> Iterator[Unit | Skipped]:
+    """What an ingestion would read and pass over, in order; nothing is opened and nothing written.
+
+    Standard input counts as one unit of unknown size.
+
+    Raises:
+        ConfigError: An option is impossible.
+        SourceError: A source is missing, or lies in ``out``.
+    """
+    folder = folder_at(out)
+    names = [os.fspath(source) for source in sources]
+    _check_apart(names, folder)
+    check_sources(names, read)
+    for number, name in enumerate(names):
+        if name == STANDARD_INPUT:
+            yield Unit(number, os.fsencode(name), "file", 0)
+        else:
+            yield from find_units([name], read, without=identity_of(folder))
 
 
 @contextlib.contextmanager
-def _removed_on_failure(folder: Path, *series: _ShardSeries) -> Iterator[None]:
+def _kept_for_resuming(journal: Journal, start: Start) -> Iterator[None]:
+    """On a failure keep what is complete, remove what is not; where nothing is complete, remove everything."""
     try:
         yield
-    except BaseException:
-        # An interrupt may come when the index has just taken its place: then these shards are the corpus.
-        named = _named_shards(folder)
-        for one in series:
-            one.remove(keep=named)
+    except BaseException as failure:
+        with contextlib.suppress(BytelmError, OSError):  # what failed before is what is told
+            remove_ours(journal.folder, only_parts=True)
+            if not journal.has_progress():
+                journal.remove()
+                named = files_of(Corpus.open(journal.folder)) if journal.folder.exists(INDEX) else ()
+                remove_ours(journal.folder, from_number=start.first_shard, keep=named)
+            elif isinstance(failure, BytelmError) and "--resume" not in str(failure):
+                failure.args = (f"{failure}; --resume goes on with what is done",)
         raise
 
 
-def _named_shards(folder: Path) -> set[str]:
-    try:
-        return {shard.name for shard in Corpus.open(folder).all_shards}
-    except CorpusError:
-        return set()
+def _engine(settings: IngestSettings, folder: Folder, workers: int | None) -> Engine:
+    if not _needs_this_process(settings, folder):
+        return Processes(workers)
+    if workers is not None and workers > 1:
+        raise ConfigError(f"workers = {workers}: what lies at memory:// is seen by one process only; use 1")
+    return InThisProcess()
 
 
-@contextlib.contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Make the folder and hold its lock; a folder that was made and stayed empty goes again."""
-    if folder.exists() and not folder.is_dir():
-        raise StorageError(f"cannot write {folder}: it is a file, not a folder; choose another --out")
-    made = not folder.exists()
-    place = folder / _LOCK
-    with refusals_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if not _locked(lock, place):
-            raise CorpusError(
-                f"another process is ingesting into {folder}; wait until it has finished, or choose another --out"
-            )
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):  # not empty: the corpus is in it
-                    folder.rmdir()
-    finally:
-        os.close(lock)
+def _check_reach(engine: Engine, settings: IngestSettings, folder: Folder) -> None:
+    if _needs_this_process(settings, folder) and not engine.is_here:
+        raise ConfigError("what lies at memory:// is seen by one process only; no other one can work on it")
 
 
-def _locked(lock: int, place: Path) -> bool:
-    """Take the lock if nobody has it; the kernel lets go of it however this process ends."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(lock), place.stat())  # else its last holder has just taken it away
-    except (BlockingIOError, FileNotFoundError):
-        return False
+def _needs_this_process(settings: IngestSettings, folder: Folder) -> bool:
+    return not folder.is_shared or any(source.startswith("memory:") for source in settings.sources)
 
 
-def _old_shards(folder: Path, *, overwrite: bool) -> list[str]:
-    """Files that a new index will make superfluous; what a killed ingestion left is removed at once.
-
-    Raises:
-        CorpusError: There is a corpus that is not to be replaced, or something that is no corpus.
-    """
-    names = sorted(path.name for path in folder.iterdir())
-    ours = [name for name in names if _OURS.fullmatch(name)]
-    if INDEX in names:
-        if not overwrite:
-            raise CorpusError(
-                f"{folder} already holds a corpus; choose another --out, or add --overwrite to replace it"
-            )
-        return ours
-    foreign = [name for name in names if name not in ours and name != _LOCK]
-    if foreign:
-        raise CorpusError(
-            f"{folder} is not empty and holds no corpus, but {foreign[0]!r}; choose a new or empty folder for --out"
-        )
-    for name in ours:
-        (folder / name).unlink()
-    return []
-
-
-def _free_number(old_shards: Sequence[str]) -> int:
-    """The first number above those of all old shards."""
-    numbers = [int(match["number"]) for match in map(SHARD_NAME.match, old_shards) if match]
-    return max(numbers, default=-1) + 1
-
-
-def _check_settings(level: int, validation_fraction: float, shard_bytes: int, frame_bytes: int) -> None:
-    if not _LEVELS[0] <= level <= _LEVELS[1]:
-        raise ConfigError(f"level = {level}: zstd has the levels {_LEVELS[0]} to {_LEVELS[1]}; 9 is the default")
-    if not 0 <= validation_fraction <= _MOST_VALIDATION:
-        raise ConfigError(
-            f"validation_fraction = {validation_fraction}: a share from 0 to {_MOST_VALIDATION} is needed"
-        )
-    if not (1 <= frame_bytes <= _MOST_FRAME_BYTES and shard_bytes >= 1):
-        raise ConfigError(
-            f"frame_bytes = {frame_bytes}, shard_bytes = {shard_bytes}: "
-            f"at least 1, and a frame at most {_MOST_FRAME_BYTES}"
-        )
-
-
-def _check_apart(sources: Sequence[Path], folder: Path) -> None:
-    out = folder.resolve()
+def _check_apart(sources: Sequence[str], folder: Folder) -> None:
     for source in sources:
-        if source.resolve().is_relative_to(out):
-            raise SourceError(f"{name_of(source)!r} lies in {folder}, which is --out; choose another --out")
+        if folder.local is None:
+            apart = not (is_remote(source) and f"{source.rstrip('/')}/".startswith(f"{folder.address.rstrip('/')}/"))
+        else:
+            apart = is_remote(source) or not Path(source).resolve().is_relative_to(folder.local.resolve())
+        if not apart:
+            raise SourceError(f"{name_of(source)!r} lies in {folder.address}, which is --out; choose another --out")
 
 
-def _counts(skipped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count) or "no files"
+def _spooled(
+    journal: Journal, settings: IngestSettings, stdin: BinaryIO | None, scratch: Path, *, resume: bool
+) -> Path | None:
+    """Standard input as a file, because it is read twice; None if it is no source."""
+    if STANDARD_INPUT not in settings.sources:
+        return None
+    place = journal.stdin(scratch)
+    if resume and place.exists():
+        return place
+    if resume and journal.has_progress():
+        raise CorpusError(
+            f"what came from standard input is not in {journal.folder.address}, so that cannot be resumed; "
+            "begin again with --overwrite"
+        )
+    beside = place.with_name(place.name + ".part")
+    with refusals_named(place):
+        with beside.open("wb") as file:
+            shutil.copyfileobj(stdin or sys.stdin.buffer, file, _COPY_BYTES)
+        beside.rename(place)
+    return place
+
+
+def _index(start: Start, survey: Survey, plan: Plan, packed: Sequence[Packed], folder: Folder) -> tuple[Index, Count]:
+    """The index of the corpus with what was written, and how much that is; the digests are written."""
+    rows_D = survey.rows_D
+    inside_D = rows_D["reason"] == KEPT
+    changed = [row for part in packed for row in part.changed]
+    inside_D[changed] = False
+    rows_N = rows_D[inside_D]
+    new = Count(len(rows_N), int(rows_N["raw_bytes"].sum()))
+    skipped = left_out(survey)
+    if changed:
+        skipped = added_counts([skipped, {"changed": Count(len(changed), int(rows_D["raw_bytes"][changed].sum()))}])
+    if not new.documents:
+        raise _nothing(skipped, start)
+    sources_N = survey.units.sources_U[rows_N["unit"]]
+    sources: list[dict[str, Any]] = []
+    for number, source in enumerate(start.settings.sources):
+        sizes = rows_N["raw_bytes"][sources_N == number]
+        sources.append({"name": name_of(source), "documents": len(sizes), "raw_bytes": int(sizes.sum())})
+    digests = rows_N["digest"].tobytes()
+    entry = DigestEntry(
+        name=f"documents-{start.first_shard:05d}.xxh128",
+        documents=new.documents,
+        hash=xxhash.xxh3_128_hexdigest(digests),
+    )
+    folder.write(entry.name, digests)
+    ingestion = Ingestion(
+        made_by=f"bytelm {__version__}",
+        settings=start.settings.as_json(),
+        sources=tuple(sources),
+        skipped=skipped,
+    )
+    base = start.base
+    shards = [*(() if base is None else base.all_shards), *(shard for part in packed for shard in part.shards)]
+    index = Index(
+        frame_bytes=start.settings.frame_bytes,
+        all_shards=tuple(shard for split in (TRAIN, VALIDATION) for shard in shards if shard.split == split),
+        digests=(*(() if base is None else base.digests), entry),
+        ingestions=(*(() if base is None else base.ingestions), ingestion),
+        kinds=KINDS,
+        split_rule=asdict(plan.rule),
+    )
+    return index, new
+
+
+def _nothing(skipped: dict[str, Count], start: Start) -> SourceError:
+    counts = ", ".join(f"{count.documents} {reason}" for reason, count in skipped.items()) or "no files"
+    if start.base is None:
+        return SourceError(f"nothing to ingest: not one byte was found ({counts})")
+    return SourceError(f"nothing to append: not one byte was found that the corpus does not hold ({counts})")
+
+
+def _complete_already(folder: Folder, settings: IngestSettings, asked: dict[str, Any], begun_s: float) -> IngestReport:
+    """The report on a corpus that ``--resume`` finds complete."""
+    corpus = Corpus.open(folder)
+    last = corpus.ingestions[-1]
+    given = settings.as_json() | {name: last.settings[name] for name, value in asked.items() if value is None}
+    changed = difference(
+        {"sources": [source["name"] for source in last.sources], **last.settings},
+        {"sources": [name_of(source) for source in settings.sources], **given},
+    )
+    if changed:
+        raise CorpusError(
+            f"nothing to resume: {folder.address} holds a finished corpus, and its last ingestion was another one: "
+            f"{changed}; choose --append or --overwrite"
+        )
+    counts = [Count(source["documents"], source["raw_bytes"]) for source in last.sources]
+    new = Count(sum(count.documents for count in counts), sum(count.raw_bytes for count in counts))
+    return _report(corpus, new, last.skipped, time.monotonic() - begun_s, was_complete=True)
+
+
+def _report(
+    corpus: Corpus, new: Count, skipped: dict[str, Count], elapsed_s: float, *, was_complete: bool = False
+) -> IngestReport:
+    shards = corpus.all_shards
+    return IngestReport(
+        corpus=corpus.folder.address,
+        fingerprint=corpus.fingerprint,
+        documents=sum(shard.documents for shard in shards),
+        raw_bytes=sum(shard.raw_bytes for shard in shards),
+        packed_bytes=sum(shard.packed_bytes for shard in shards),
+        train_bytes=corpus.raw_bytes(TRAIN),
+        validation_bytes=corpus.raw_bytes(VALIDATION),
+        shards=len(shards),
+        kinds=added_counts(shard.kinds for shard in shards),
+        split_rule=corpus.split_rule["name"],
+        new=new,
+        skipped=skipped,
+        was_complete=was_complete,
+        elapsed_s=elapsed_s,
+    )

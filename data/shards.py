@@ -14,7 +14,6 @@ The folder may be one of this machine or lie behind an address such as ``s3://bu
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import xxhash
@@ -22,6 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from bytelm.data.index import (
+    DIGEST_BYTES,
     DIGESTS_NAME,
     INDEX,
     REMEDY,
@@ -34,7 +34,7 @@ from bytelm.data.index import (
     fingerprint_of,
 )
 from bytelm.data.shard_file import ShardReader
-from bytelm.data.storage import Folder, folder_at
+from bytelm.data.storage import Folder, StoredFile, folder_at
 from bytelm.errors import CorpusError
 
 __all__ = [
@@ -51,9 +51,6 @@ __all__ = [
     "ShardEntry",
     "fingerprint_of",
 ]
-
-DIGEST_BYTES: Final = 16
-"""Bytes of a document's digest: XXH3, 128 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +105,11 @@ class Corpus(Index):
                 f"cannot read {folder.address}/{INDEX}: {error.strerror or error}; check the disk and the permissions"
             ) from error
         index = Index.from_text(content, f"{folder.address}/{INDEX}")
+        return cls.of(index, folder)
+
+    @classmethod
+    def of(cls, index: Index, folder: Folder) -> "Corpus":
+        """The corpus of an index that was read already."""
         return cls(folder=folder, **{field.name: getattr(index, field.name) for field in fields(Index)})
 
     @property
@@ -146,7 +148,9 @@ class Corpus(Index):
         Raises:
             ShardError: Missing, truncated, damaged, of an unknown version, or not the one that the index names.
         """
-        return ShardReader(self.path / shard.name, expected_hash=shard.hash)
+        local = self.folder.local
+        source = StoredFile(self.folder, shard.name) if local is None else local / shard.name
+        return ShardReader(source, expected_hash=shard.hash)
 
     def read_digests(self) -> bytes:
         """The digests of all documents, ``DIGEST_BYTES`` each, in the order in which they were put in.

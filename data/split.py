@@ -17,72 +17,43 @@ the same rule grows: what was trained on never becomes validation.
     ``large corpus``       from 16 MiB on       256 KiB           64 KiB in the first 16 MiB
 
 Never more than half of the head is held out, and never all of it.
+
+What is appended to a corpus later is cut and decided by the corpus's own rule, without a floor: ``off`` stays off.
+Only behind ``all train``, where nothing could be decided yet, it is decided as if it were a corpus of its own.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple
 
 import xxhash
 
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"
 
-_HEAD_BYTES: Final = 16 << 20
-_HEAD_BLOCKS: Final = 1 << 17  # a head of very short documents ends here, so that it fits into memory
+HEAD_BYTES: Final = 16 << 20
+"""Bytes of a corpus's head."""
+
+HEAD_DOCUMENTS: Final = 1 << 17
+"""A head of very short documents has this many, and as many pieces, so that it fits into memory."""
+
 _LEAST_BYTES: Final = 4 << 10
 _LARGE_PIECE_BYTES: Final = 256 << 10
 _FLOOR_BYTES: Final = 64 << 10
 _HASH_RANGE: Final = 1 << 64
 
-_Item = TypeVar("_Item")
 RuleName = Literal["off", "all train", "small corpus", "large corpus"]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Some consecutive bytes of a document, as they were read.
-
-    Attributes:
-        data: At least one byte.
-        document: Number of the document in the corpus; blocks of one document follow each other.
-        last: The document ends with them.
-        source: Index of the source that the document comes from.
-        kind: Index of the document's kind.
-    """
+class CutPiece(NamedTuple):
+    """A document, or a part of one that is cut off for the split."""
 
     data: bytes
-    document: int
-    last: bool
-    source: int
-    kind: int
-
-
-@dataclass(frozen=True, slots=True)
-class CutPiece:
-    """A document, or a part of one that is cut off for the split.
-
-    Attributes:
-        data: At least one byte, at most ``SplitRule.piece_bytes``.
-        document: Number of the document in the corpus.
-        number: Number of the piece in the document; 0 begins it.
-        last: The piece ends the document.
-        source: Index of the source that the document comes from.
-        kind: Index of the document's kind.
-    """
-
-    data: bytes
-    document: int
+    """At least one byte, at most ``SplitRule.piece_bytes``."""
     number: int
+    """Number of the piece in the document; 0 begins it."""
     last: bool
-    source: int
-    kind: int
-
-    @property
-    def hash(self) -> int:
-        """64 bits that decide; the number is in them, lest a periodic document go one way as a whole."""
-        return xxhash.xxh3_64_intdigest(self.data, seed=self.number)
+    """The piece ends the document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +77,8 @@ class SplitRule:
         """The rule for a corpus.
 
         Args:
-            head_bytes: Bytes of its head.
-            whole: The head is all of the corpus.
+            head_bytes: Bytes of its first ``HEAD_DOCUMENTS`` documents, at most ``HEAD_BYTES``.
+            whole: The corpus has no more documents, and less than ``HEAD_BYTES``.
             fraction: Share to hold out, in [0, 0.5].
         """
         if not fraction:
@@ -125,81 +96,90 @@ class SplitRule:
         return int(self.fraction * _HASH_RANGE)
 
 
-def split(blocks: Iterable[Block], fraction: float) -> tuple[SplitRule, Iterator[tuple[str, CutPiece]]]:
-    """Cut documents into pieces and decide for each where it goes; at most 16 MiB are held at a time.
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which pieces of a corpus are held out.
 
-    Args:
-        blocks: All documents, in order.
-        fraction: Share to hold out, in [0, 0.5].
-
-    Returns:
-        The rule, and every piece in order with its split: ``TRAIN`` or ``VALIDATION``.
+    Attributes:
+        threshold: Hashes below this are, behind the head.
+        head_end: Document and number of the first piece behind the head.
+        held_out: Documents and numbers of the pieces of the head that are.
     """
-    stream = iter(blocks)
-    head: list[Block] = []
-    head_bytes = 0
-    for block in stream:
-        head.append(block)
-        head_bytes += len(block.data)
-        if head_bytes >= _HEAD_BYTES or len(head) >= _HEAD_BLOCKS:
-            break
-    following = next(stream, None)
-    rule = SplitRule.choose(head_bytes, whole=following is None, fraction=fraction)
-    rest = () if following is None else chain((following,), stream)
-    return rule, _decide(cut(chain(_emptying(head), rest), rule.piece_bytes), rule)
+
+    threshold: int
+    head_end: tuple[int, int] = (0, 0)
+    held_out: frozenset[tuple[int, int]] = frozenset()
+
+    def holds_out(self, document: int, number: int, data: bytes) -> bool:
+        """Whether a piece goes to validation.
+
+        Args:
+            document: Number of its document in the corpus.
+            number: Its number in the document.
+            data: Its bytes.
+        """
+        if (document, number) < self.head_end:
+            return (document, number) in self.held_out
+        return piece_hash(data, number) < self.threshold
 
 
-def cut(blocks: Iterable[Block], piece_bytes: int) -> Iterator[CutPiece]:
-    """Join the blocks of each document and cut it into pieces of at most ``piece_bytes``."""
+def piece_hash(data: bytes, number: int) -> int:
+    """64 bits that decide; the number is in them, lest a periodic document go one way as a whole."""
+    return xxhash.xxh3_64_intdigest(data, seed=number)
+
+
+def cut(blocks: Iterable[bytes], piece_bytes: int) -> Iterator[CutPiece]:
+    """Join the blocks of a document and cut it into pieces of at most ``piece_bytes``."""
     pending = b""
     number = 0
     for block in blocks:
-        pending = pending + block.data if pending else block.data
+        pending = pending + block if pending else block
         begin = 0
         while len(pending) - begin > piece_bytes:
             newline = pending.rfind(b"\n", begin + piece_bytes // 2, begin + piece_bytes)
             end = begin + piece_bytes if newline < 0 else newline + 1
-            yield CutPiece(pending[begin:end], block.document, number, False, block.source, block.kind)
+            yield CutPiece(pending[begin:end], number, False)
             number += 1
             begin = end
-        pending = pending[begin:]
-        if block.last:
-            yield CutPiece(pending, block.document, number, True, block.source, block.kind)
-            pending = b""
-            number = 0
+        if begin:
+            pending = pending[begin:]
+    if pending:
+        yield CutPiece(pending, number, True)
 
 
-def _decide(pieces: Iterator[CutPiece], rule: SplitRule) -> Iterator[tuple[str, CutPiece]]:
-    head: list[CutPiece] = []
+def decide(documents: Iterable[tuple[int, Iterable[bytes]]], rule: SplitRule) -> Decision:
+    """Decide what is held out of the head of a corpus, and with that of all of it.
+
+    Args:
+        documents: Number and blocks of each document, in order; only as many as the head has are taken.
+        rule: The rule, a name of which decides: without a floor there is no head.
+    """
+    if not rule.floor_bytes:
+        return Decision(rule.threshold)
+    places: list[tuple[int, int]] = []
+    hashes: list[int] = []
+    sizes: list[int] = []
     head_bytes = 0
-    for piece in pieces:
-        head.append(piece)
+    for document, piece in _pieces(documents, rule.piece_bytes):
+        places.append((document, piece.number))
+        hashes.append(piece_hash(piece.data, piece.number))
+        sizes.append(len(piece.data))
         head_bytes += len(piece.data)
-        if head_bytes >= _HEAD_BYTES or len(head) >= _HEAD_BLOCKS:
+        if head_bytes >= HEAD_BYTES or len(places) >= HEAD_DOCUMENTS:
             break
-    held_out = _held_out_of_head(head, head_bytes, rule)
-    for number, piece in enumerate(_emptying(head)):
-        yield (VALIDATION if number in held_out else TRAIN), piece
-    threshold = rule.threshold
-    for piece in pieces:
-        yield (VALIDATION if piece.hash < threshold else TRAIN), piece
-
-
-def _held_out_of_head(head: list[CutPiece], head_bytes: int, rule: SplitRule) -> set[int]:
-    hashes = [piece.hash for piece in head]
-    held_out: set[int] = set()
+    held_out: set[tuple[int, int]] = set()
     held_out_bytes = 0
-    for number in sorted(range(len(head)), key=lambda number: (hashes[number], number)):
-        if hashes[number] >= rule.threshold and held_out_bytes >= rule.floor_bytes:
+    for index in sorted(range(len(places)), key=lambda index: (hashes[index], index)):
+        if hashes[index] >= rule.threshold and held_out_bytes >= rule.floor_bytes:
             break
-        if held_out_bytes + len(head[number].data) <= head_bytes // 2:
-            held_out.add(number)
-            held_out_bytes += len(head[number].data)
-    return held_out
+        if held_out_bytes + sizes[index] <= head_bytes // 2:
+            held_out.add(places[index])
+            held_out_bytes += sizes[index]
+    document, number = places[-1] if places else (0, -1)
+    return Decision(rule.threshold, (document, number + 1), frozenset(held_out))
 
 
-def _emptying(items: list[_Item]) -> Iterator[_Item]:
-    """The items in order, each let go once it was taken."""
-    items.reverse()
-    while items:
-        yield items.pop()
+def _pieces(documents: Iterable[tuple[int, Iterable[bytes]]], piece_bytes: int) -> Iterator[tuple[int, CutPiece]]:
+    for document, blocks in documents:
+        for piece in cut(blocks, piece_bytes):
+            yield document, piece

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -65,7 +65,7 @@ class WorkerPool:
 
     def run(
         self, work: Callable[[_Job, Tell], _Result], jobs: Iterable[_Job], tell: Tell
-    ) -> Iterator[tuple[int, _Result]]:
+    ) -> Generator[tuple[int, _Result]]:
         """Do all jobs; see ``Engine.run``."""
         numbered = enumerate(jobs)
         idle = list(self._workers)

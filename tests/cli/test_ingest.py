@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def files(tmp_path: Path) -> Path:
     folder.mkdir()
     for number in range(30):
         (folder / f"{number}.txt").write_text(f"document {number}\n" * 50)
+    (folder / "copy.txt").write_text("document 1\n" * 50)
     (folder / "empty").touch()
     (folder / "link").symlink_to("empty")
     return folder
@@ -34,7 +36,8 @@ def test_it_makes_a_corpus_and_tells_people_what_is_in_it(
     shown = capsys.readouterr()
     corpus = Corpus.open(tmp_path / "corpus")
     assert shown.out.startswith("30 documents, ")
-    assert "passed over: 1 empty, 1 link" in shown.out
+    assert "passed over: 1 empty, 1 link, 1 duplicate (550 B)" in shown.out
+    assert "kinds: text " in shown.out
     assert corpus.fingerprint in shown.out
     assert shown.err == ""
 
@@ -49,7 +52,13 @@ def test_json_is_one_object_and_nothing_else(files: Path, tmp_path: Path, capsys
     assert report["raw_bytes"] == report["train_bytes"] + report["validation_bytes"]
     assert report["validation_bytes"] == corpus.raw_bytes("validation") > 0
     assert report["shards"] == 2
-    assert report["skipped"] == {"empty": 1, "link": 1, "special": 0}
+    assert report["skipped"] == {
+        "empty": {"documents": 1, "raw_bytes": 0},
+        "link": {"documents": 1, "raw_bytes": 0},
+        "duplicate": {"documents": 1, "raw_bytes": 550},
+    }
+    assert report["kinds"] == {"text": {"documents": 30, "raw_bytes": report["raw_bytes"]}}
+    assert report["new"] == {"documents": 30, "raw_bytes": report["raw_bytes"]}
     assert report["ratio"] == round(report["raw_bytes"] / report["packed_bytes"], 4)
     assert {"elapsed_s", "bytes_per_second", "packed_bytes", "split_rule"} < set(report)
 
@@ -105,17 +114,40 @@ def test_names_that_would_drive_the_terminal_are_shown_instead(
     assert "corpus corpus\\x1b\\xff, fingerprint" in capsys.readouterr().out
 
 
-def test_ctrl_c_leaves_with_130_and_nothing_behind(files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_leaves_with_130_and_resume_goes_on(files: Path, tmp_path: Path, workers: str) -> None:
+    chance = random.Random(5)
+    for number in range(8):
+        (files / f"noise{number}").write_bytes(chance.randbytes(1 << 20))
+    out = tmp_path / "corpus"
+    words = [*BYTELM, "ingest", str(files), "--out", str(out), "--level", "19", "--workers", workers, "--json"]
+    # A group of its own: what a terminal sends on Ctrl-C reaches all of it, the worker processes too.
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        while not list(out.glob("train-*.part")):
+            assert running.poll() is None
+        os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate()
+    assert running.returncode == 130
+    assert said == "interrupted; --resume goes on with what is done\n"
+    assert not list(out.glob("*.part"))
+    done = subprocess.run([*words, "--resume"], stdout=subprocess.PIPE, check=True)
+    words[words.index(str(out))] = str(tmp_path / "undisturbed")
+    undisturbed = subprocess.run(words, stdout=subprocess.PIPE, check=True)
+    assert json.loads(done.stdout)["fingerprint"] == json.loads(undisturbed.stdout)["fingerprint"]
+
+
+def test_ctrl_c_before_anything_is_complete_leaves_nothing_behind(files: Path, tmp_path: Path) -> None:
     endless = tmp_path / "endless"
     with endless.open("wb") as file:
         file.truncate(1 << 40)  # sparse; nobody waits for its end
-    words = ["ingest", str(files), str(endless), "--out", str(tmp_path / "corpus")]
+    words = ["ingest", str(endless), "--out", str(tmp_path / "corpus")]
     with subprocess.Popen([*BYTELM, *words], stderr=subprocess.PIPE, text=True) as running:
-        while not list(tmp_path.glob("corpus/*.part")):
+        while not (tmp_path / "corpus" / ".ingest" / "job.json").exists():
             assert running.poll() is None
         running.send_signal(signal.SIGINT)
-        running.communicate()
-    assert running.returncode == 130
+        _, said = running.communicate()
+    assert (running.returncode, said) == (130, "interrupted; nothing was left behind\n")
+    assert files.exists()
     assert not (tmp_path / "corpus").exists()
 
 
@@ -132,3 +164,91 @@ def test_a_terminal_sees_a_live_line_that_goes_again(files: Path, tmp_path: Path
     assert "reading …" in os.read(ours, 1 << 16).decode()
     os.close(ours)
     assert json.loads(done.stdout)["documents"] == 30
+
+
+def test_help_groups_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["ingest", "--help"]) == 0
+    shown = capsys.readouterr().out
+    headings = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Arguments:", "Options:", "What is written:", "What is read:", "What is kept:", "Who does it:"]
+    assert shown.index("What is kept:") < shown.index("--near-duplicates") < shown.index("Who does it:")
+
+
+def test_a_dry_run_lists_and_writes_nothing(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ingest", str(files), "--out", str(tmp_path / "corpus"), "--exclude", "1*.txt", "--dry-run"]
+    assert app.run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("21 to read, ")
+    assert lines[-1].endswith("passed over: 11 excluded, 1 link; nothing was written")
+    assert f"       550 B  {files}/copy.txt" in lines
+    assert f" passed over  {files}/link (link)" in lines
+    assert app.run([*words, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert (listed["units"], listed["skipped"]) == (21, {"excluded": 11, "link": 1})
+    assert listed["stored_bytes"] == sum(item.get("stored_bytes", 0) for item in listed["listed"])
+    assert {"name": f"{files}/link", "skipped": "link"} in listed["listed"]
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_flags_reach_what_they_are_for(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "code.py").write_text("print('x')\n" * 100)
+    (files / "noise.bin").write_bytes(random.Random(1).randbytes(3000) + b"\0")
+    (files / "large.txt").write_text("large\n" * 1000)
+    out = tmp_path / "corpus"
+    words = ["--max-bytes", "4k", "--min-bytes", "580", "--max-bits-per-byte", "7.9", "--only", "text"]
+    words += ["--include", "*.txt", "--include", "*.bin", "--include", "*.py", "--keep-duplicates"]
+    assert app.run(["ingest", str(files), "--out", str(out), *words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    skipped = {reason: count["documents"] for reason, count in report["skipped"].items()}
+    assert skipped == {"excluded": 1, "link": 1, "too_small": 11, "too_large": 1, "other_kind": 1}
+    assert report["documents"] == 21
+    asked = Corpus.open(out).ingestions[0].settings
+    assert asked["filters"] == {"min_bytes": 580, "max_bytes": 4000, "max_bits_per_byte": 7.9, "only": ["text"]}
+    assert asked["read"]["include"] == ["*.txt", "*.bin", "*.py"]
+
+
+def test_appending_tells_what_is_new_and_resuming_what_is_finished(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "corpus")
+    assert app.run(["ingest", str(files), "--out", out]) == 0
+    assert app.run(["ingest", str(files), "--out", out, "--resume"]) == 0
+    assert "nothing left to do: this ingestion is finished" in capsys.readouterr().out
+    (files / "more.txt").write_text("more\n" * 40)
+    assert app.run(["ingest", str(files), "--out", out, "--append"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("31 documents, ")
+    assert "(1 new, 200 B)" in shown
+    assert app.run(["ingest", str(files), "--out", out, "--append"]) == 2
+    assert "nothing to append: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--engine", "slurm"], "--engine slurm: there are local and ray"),
+        (["--address", "host:1"], "--address host:1 takes no effect without --engine ray"),
+        (["--on-error", "ignore"], "--on-error ignore: there are stop and skip"),
+        (["--only", "klingon"], "only = 'klingon': no such kind or group; there are text, code, "),
+        (["--max-bytes", "many"], "'many' is no size"),
+        (["--workers", "0"], "workers = 0: at least 1 is needed"),
+        (["--resume"], "nothing to resume: "),
+        (["--append"], "no corpus at "),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert app.run(["ingest", str(files), "--out", str(tmp_path / "corpus"), *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {said}")
+    assert shown.err.count("\n") == 1
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_standard_input_is_read_for_a_dash(tmp_path: Path) -> None:
+    words = [*BYTELM, "ingest", "-", "--out", str(tmp_path / "corpus"), "--json", "--validation-fraction", "0"]
+    done = subprocess.run(words, input=b"piped\n" * 100, stdout=subprocess.PIPE, check=True)
+    assert json.loads(done.stdout)["raw_bytes"] == 600
+    assert list(Corpus.open(tmp_path / "corpus").documents("train")) == [b"piped\n" * 100]

@@ -2,31 +2,40 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm.data.split import TRAIN, VALIDATION, Block, CutPiece, SplitRule, cut, split
+from bytelm.data.split import HEAD_BYTES, HEAD_DOCUMENTS, TRAIN, VALIDATION, SplitRule, cut, decide
 
 
-def blocks_of(documents: Sequence[bytes], block_bytes: int = 1 << 20) -> list[Block]:
-    return [
-        Block(document[begin : begin + block_bytes], number, begin + block_bytes >= len(document), 0, 0)
-        for number, document in enumerate(documents)
-        for begin in range(0, len(document), block_bytes)
-    ]
+class Piece(NamedTuple):
+    document: int
+    number: int
+    last: bool
+    data: bytes
 
 
-def splits_of(documents: Sequence[bytes], fraction: float = 0.01) -> tuple[SplitRule, dict[str, list[CutPiece]]]:
-    rule, pieces = split(blocks_of(documents), fraction)
-    found: dict[str, list[CutPiece]] = {TRAIN: [], VALIDATION: []}
-    for where, piece in pieces:
-        found[where].append(piece)
+def blocks_of(document: bytes, block_bytes: int = 1 << 20) -> list[bytes]:
+    return [document[begin : begin + block_bytes] for begin in range(0, len(document), block_bytes)]
+
+
+def splits_of(documents: Sequence[bytes], fraction: float = 0.01) -> tuple[SplitRule, dict[str, list[Piece]]]:
+    head_bytes = min(sum(map(len, documents[:HEAD_DOCUMENTS])), HEAD_BYTES)
+    whole = len(documents) <= HEAD_DOCUMENTS and head_bytes < HEAD_BYTES
+    rule = SplitRule.choose(head_bytes, whole=whole, fraction=fraction)
+    decision = decide(enumerate(map(blocks_of, documents)), rule)
+    found: dict[str, list[Piece]] = {TRAIN: [], VALIDATION: []}
+    for number, document in enumerate(documents):
+        for piece in cut(blocks_of(document), rule.piece_bytes):
+            held_out = decision.holds_out(number, piece.number, piece.data)
+            found[VALIDATION if held_out else TRAIN].append(Piece(number, piece.number, piece.last, piece.data))
     return rule, found
 
 
-def size_of(pieces: Sequence[CutPiece]) -> int:
+def size_of(pieces: Sequence[Piece]) -> int:
     return sum(len(piece.data) for piece in pieces)
 
 
@@ -37,25 +46,22 @@ def lines(count: int, seed: int) -> bytes:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.binary(min_size=1, max_size=300) | st.just(b"line\n" * 90), min_size=1, max_size=8),
-    st.integers(1, 100),
-    st.integers(1, 64),
-)
-def test_pieces_joined_are_the_documents_again(documents: list[bytes], piece_bytes: int, block_bytes: int) -> None:
-    pieces = list(cut(blocks_of(documents, block_bytes), piece_bytes))
-    joined = [b""] * len(documents)
-    for piece in pieces:
-        assert 1 <= len(piece.data) <= piece_bytes
-        assert (piece.number == 0) == (joined[piece.document] == b"")
-        joined[piece.document] += piece.data
-        assert piece.last == (joined[piece.document] == documents[piece.document])
-    assert joined == documents
-    assert pieces == list(cut(blocks_of(documents), piece_bytes)), "the size of blocks must not matter"
+@given(st.binary(min_size=1, max_size=300) | st.just(b"line\n" * 90), st.integers(1, 100), st.integers(1, 64))
+def test_pieces_joined_are_the_document_again(document: bytes, piece_bytes: int, block_bytes: int) -> None:
+    pieces = list(cut(blocks_of(document, block_bytes), piece_bytes))
+    assert b"".join(piece.data for piece in pieces) == document
+    assert all(1 <= len(piece.data) <= piece_bytes for piece in pieces)
+    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert pieces == list(cut([document], piece_bytes)), "the size of blocks must not matter"
+
+
+def test_nothing_is_cut_into_nothing() -> None:
+    assert list(cut([], 10)) == []
 
 
 def test_a_cut_falls_behind_a_newline_where_there_is_one() -> None:
-    (first, second) = cut(blocks_of([b"x" * 60 + b"\n" + b"y" * 60]), 100)
+    (first, second) = cut([b"x" * 60 + b"\n" + b"y" * 60], 100)
     assert first.data == b"x" * 60 + b"\n"
     assert second.data == b"y" * 60
 
@@ -135,15 +141,32 @@ def test_a_fraction_of_zero_and_a_corpus_below_4_kib_hold_nothing_out() -> None:
     assert (rule.name, found[VALIDATION]) == ("all train", [])
 
 
-def test_only_the_head_is_held_in_memory() -> None:
+def test_only_the_head_is_read_to_decide() -> None:
     taken = 0
 
-    def endless() -> Iterator[Block]:
+    def endless() -> Iterator[tuple[int, list[bytes]]]:
         nonlocal taken
         for number in range(200):
             taken += 1
-            yield Block(b"%020d\n" % number * (1 << 15), number, True, 0, 0)
+            yield number, [b"%020d\n" % number * (1 << 15)]
 
-    _, pieces = split(endless(), 0.01)
-    next(pieces)
+    decide(endless(), SplitRule.choose(HEAD_BYTES, whole=False, fraction=0.01))
     assert taken < 40
+
+
+def test_without_a_floor_nothing_is_read_at_all() -> None:
+    def forbidden() -> Iterator[tuple[int, list[bytes]]]:
+        raise AssertionError("read")
+        yield
+
+    assert not decide(forbidden(), SplitRule.choose(1 << 30, whole=False, fraction=0.0)).held_out
+
+
+def test_what_is_not_in_the_head_is_decided_by_its_hash_alone() -> None:
+    documents = [lines(600, number) for number in range(1200)]
+    rule, found = splits_of(documents, 0.05)
+    decision = decide([], rule)
+    behind = [piece for piece in found[TRAIN] + found[VALIDATION] if piece.document > 1000]
+    assert len(behind) > 100
+    for piece in behind:
+        assert decision.holds_out(0, piece.number, piece.data) == (piece in found[VALIDATION])

@@ -1,0 +1,268 @@
+"""The first reading of an ingestion: what every document is, before anything is decided or written.
+
+A survey is rows, one for each document that its units give, in order: digest, bytes, kind, and why it is left out, if
+it is. Whatever is wrong with a source is found here. It is a pure function of its units, so any process can do any
+part of it; ``reread`` gives the same documents a second time, row by row.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Final, Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from bytelm.data.documents import SKIP_REASONS, Document, Skipped, SkipReason, shown_path
+from bytelm.data.duplicates import StringSampler, signatures_of
+from bytelm.data.filters import DensityMeter, Filters
+from bytelm.data.kinds import kind_of
+from bytelm.data.sources import ReadOptions, Unit, read_unit
+from bytelm.data.unit_table import UnitTable
+from bytelm.data.workers import Tally, Tell
+from bytelm.errors import SourceError
+
+ROW_TYPE: Final = np.dtype(
+    [("digest", "<u8", (2,)), ("raw_bytes", "<u8"), ("unit", "<u4"), ("kind", "<u2"), ("reason", "u1"), ("zero", "u1")]
+)
+"""A document: XXH3-128 of its bytes, how many, the unit it is in, its kind, and the code of why it is left out."""
+
+KEPT: Final = 0
+"""The code of a document that is not left out."""
+
+REASON_CODES: Final[dict[SkipReason, int]] = {reason: code for code, reason in enumerate(SKIP_REASONS, 1)}
+"""The codes of the others."""
+
+OnError = Literal["stop", "skip"]
+
+_TELL_BYTES: Final = 1 << 20
+_UNKNOWN_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found in some units, D documents.
+
+    Attributes:
+        units: The units.
+        rows_D: One ``ROW_TYPE`` for each document, with the number of its unit in ``units``.
+        skipped: What gave no document at all, counted by reason.
+        signatures_D: MinHash signatures, one a row, where near-duplicates are looked for; else no columns.
+    """
+
+    units: UnitTable
+    rows_D: NDArray[np.void]
+    skipped: dict[str, int]
+    signatures_D: NDArray[np.uint32]
+
+    @classmethod
+    def joined(cls, surveys: Iterable["Survey"]) -> "Survey":
+        """One survey of the units of several, in order."""
+        parts = list(surveys)
+        rows = np.concatenate([np.empty(0, ROW_TYPE), *(part.rows_D for part in parts)])
+        first_unit = first_row = 0
+        skipped: Counter[str] = Counter()
+        for part in parts:
+            rows["unit"][first_row : first_row + len(part.rows_D)] += first_unit
+            first_unit += len(part.units)
+            first_row += len(part.rows_D)
+            skipped.update(part.skipped)
+        return cls(
+            units=UnitTable.joined(part.units for part in parts),
+            rows_D=rows,
+            skipped=dict(skipped),
+            signatures_D=np.concatenate([part.signatures_D for part in parts])
+            if parts
+            else np.empty((0, 0), np.uint32),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurveyJob:
+    """Units that are to be surveyed.
+
+    Attributes:
+        units: Them.
+        options: How they are read.
+        filters: What documents have to be.
+        on_error: What to do where one cannot be read.
+        with_signatures: Near-duplicates will be looked for.
+    """
+
+    units: UnitTable
+    options: ReadOptions
+    filters: Filters
+    on_error: OnError
+    with_signatures: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes as they are stored; a data set may be of any size."""
+        return int(np.where(self.units.form_is("hf"), _UNKNOWN_BYTES, self.units.stored_bytes_U).sum())
+
+
+def survey(job: SurveyJob, tell: Tell) -> Survey:
+    """Read every document of some units once.
+
+    Args:
+        job: The units, and what documents have to be.
+        tell: Called with what has been read.
+
+    Raises:
+        SourceError: A source cannot be read or is damaged, and ``on_error`` is ``stop``.
+    """
+    surveyor = _Surveyor(job, tell)
+    for number, unit in enumerate(job.units):
+        surveyor.read_unit(number, unit)
+    return surveyor.finish()
+
+
+def reread(
+    units: UnitTable, rows_D: NDArray[np.void], options: ReadOptions, *, first_row: int = 0, before: int = 0
+) -> Iterator[tuple[int, Document | SourceError]]:
+    """Read the kept documents of a survey again; units without any are not opened.
+
+    Args:
+        units: The units that the rows are of.
+        rows_D: Rows of the survey; their units count from the first of ``units``.
+        options: How they were read.
+        first_row: The row to begin with.
+        before: Documents of the first unit that come before the first row.
+
+    Yields:
+        The index of each kept row and its document, or what was raised where it should be.
+    """
+    kept = np.flatnonzero(rows_D["reason"][first_row:] == KEPT) + first_row
+    unit_of = rows_D["unit"][kept]
+    first_of = np.searchsorted(rows_D["unit"], unit_of)
+    wanted = zip(unit_of.tolist(), first_of.tolist(), kept.tolist(), strict=True)
+    for (number, first), group in groupby(wanted, key=itemgetter(0, 1)):
+        # Counted from the first document of the unit, which may stand before the first row.
+        yield from _reread_unit(
+            units[number], options, [row for _, _, row in group], first - (before if first == 0 else 0)
+        )
+
+
+def _reread_unit(
+    unit: Unit, options: ReadOptions, wanted: list[int], row: int
+) -> Iterator[tuple[int, Document | SourceError]]:
+    """The documents of one unit that are wanted; its first document would have the index ``row``."""
+    missing = iter(wanted)
+    following = next(missing)
+    lost = SourceError("")
+    try:
+        for found in read_unit(unit, options):
+            if isinstance(found, Skipped):
+                continue
+            if row == following:
+                yield row, found
+                following = next(missing, -1)
+                if following < 0:
+                    return
+            row += 1
+        lost = vanished(unit.address)
+    except SourceError as error:
+        lost = error
+    while following >= 0:
+        yield following, lost
+        following = next(missing, -1)
+
+
+def vanished(name: bytes) -> SourceError:
+    """A document is not what it was when it was surveyed."""
+    return SourceError(
+        f"{shown_path(name)} has changed since it was surveyed; run the same command with --resume --on-error skip "
+        "to leave it out, or with --overwrite to read everything again"
+    )
+
+
+class _Surveyor:
+    """Reads units and gathers rows."""
+
+    def __init__(self, job: SurveyJob, tell: Tell) -> None:
+        self._job = job
+        self._tell = tell
+        self._digests = bytearray()
+        self._rows: list[tuple[int, int, int, int]] = []  # bytes, unit, kind, reason
+        self._skipped: Counter[str] = Counter()
+        self._meter = DensityMeter() if job.filters.max_bits_per_byte is not None else None
+        self._hashes: list[NDArray[np.uint64]] = []
+        self._filters = job.filters if job.filters != Filters() else None
+        self._told = 0
+        self._untold_bytes = 0
+
+    def read_unit(self, number: int, unit: Unit) -> None:
+        try:
+            for found in read_unit(unit, self._job.options):
+                if isinstance(found, Skipped):
+                    self._skipped[found.reason] += 1
+                else:
+                    self._read(found, number)
+        except SourceError as error:
+            if self._job.on_error == "stop":
+                raise
+            self._skipped[error.reason] += 1
+
+    def finish(self) -> Survey:
+        self._tell_now()
+        rows = np.zeros(len(self._rows), ROW_TYPE)
+        if self._rows:
+            rows["digest"] = np.frombuffer(bytes(self._digests), "<u8").reshape(-1, 2)
+            rows["raw_bytes"], rows["unit"], rows["kind"], rows["reason"] = np.array(self._rows, np.uint64).T
+        none = np.empty((len(rows), 0), np.uint32)
+        signatures = signatures_of(self._hashes) if self._job.with_signatures else none
+        return Survey(self._job.units, rows, dict(self._skipped), signatures)
+
+    def _read(self, document: Document, unit: int) -> None:
+        sampler = StringSampler() if self._job.with_signatures else None
+        if self._meter is not None:
+            self._meter.start()
+        first = b""
+        raw_bytes = 0
+        hasher = None
+        reason: SkipReason | None = None
+        try:
+            for block in document.blocks():
+                if not raw_bytes:
+                    first = block
+                else:
+                    if hasher is None:
+                        hasher = xxhash.xxh3_128(first)
+                    hasher.update(block)
+                raw_bytes += len(block)
+                if sampler is not None:
+                    sampler.add(block)
+                if self._meter is not None:
+                    self._meter.add(block)
+                self._untold_bytes += len(block)
+                if self._untold_bytes >= _TELL_BYTES:
+                    self._tell_now()
+        except SourceError as error:
+            if self._job.on_error == "stop":
+                raise
+            reason = error.reason
+        kind = kind_of(document.name, first)
+        if reason is None:
+            reason = self._verdict(kind, raw_bytes)
+        self._digests += hasher.digest() if hasher is not None else xxhash.xxh3_128_digest(first)
+        self._rows.append((raw_bytes, unit, kind, REASON_CODES[reason] if reason else KEPT))
+        if sampler is not None:
+            self._hashes.append(sampler.hashes())
+
+    def _verdict(self, kind: int, raw_bytes: int) -> SkipReason | None:
+        if not raw_bytes:
+            return "empty"
+        if self._filters is None:
+            return None
+        reason = self._filters.verdict(kind, raw_bytes)
+        most_bits = self._filters.max_bits_per_byte
+        if reason is None and self._meter is not None and most_bits is not None:
+            return "dense" if self._meter.bits_per_byte() > most_bits else None
+        return reason
+
+    def _tell_now(self) -> None:
+        self._tell(Tally(len(self._rows) - self._told, self._untold_bytes, 0))
+        self._told, self._untold_bytes = len(self._rows), 0

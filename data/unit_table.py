@@ -1,0 +1,154 @@
+"""Units as a few arrays: what millions of them take little memory in, and what goes to workers and to disk."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.data.sources import Unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitTable:
+    """Units in order, U of them; equal to another that holds the same.
+
+    Attributes:
+        addresses: All addresses, one after another.
+        ends_U: Where each address ends, int64.
+        sources_U: Index of the source of each.
+        forms: The forms that there are, by name.
+        form_U: Index into them.
+        stored_bytes_U: As it is stored.
+        part_U: Which part of its file.
+        parts_U: How many parts the file has.
+    """
+
+    addresses: bytes
+    ends_U: NDArray[np.int64]
+    sources_U: NDArray[np.uint32]
+    forms: tuple[str, ...]
+    form_U: NDArray[np.uint8]
+    stored_bytes_U: NDArray[np.int64]
+    part_U: NDArray[np.uint32]
+    parts_U: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, units: Sequence[Unit]) -> "UnitTable":
+        """A table of these units."""
+        forms = tuple(dict.fromkeys(unit.form for unit in units))
+        number_of = {form: number for number, form in enumerate(forms)}
+        return cls(
+            addresses=b"".join([unit.address for unit in units]),
+            ends_U=np.cumsum([len(unit.address) for unit in units], dtype=np.int64),
+            sources_U=np.array([unit.source for unit in units], np.uint32),
+            forms=forms,
+            form_U=np.array([number_of[unit.form] for unit in units], np.uint8),
+            stored_bytes_U=np.array([unit.stored_bytes for unit in units], np.int64),
+            part_U=np.array([unit.part for unit in units], np.uint32),
+            parts_U=np.array([unit.parts for unit in units], np.uint32),
+        )
+
+    @classmethod
+    def joined(cls, tables: Iterable["UnitTable"]) -> "UnitTable":
+        """One table with the units of several, in order."""
+        all_tables = [cls.of([]), *tables]
+        forms = tuple(dict.fromkeys(form for table in all_tables for form in table.forms))
+        number_of = {form: number for number, form in enumerate(forms)}
+        starts = np.cumsum([0, *(len(table.addresses) for table in all_tables)])
+        forms_of = [np.array([number_of[form] for form in table.forms], np.uint8) for table in all_tables]
+        return cls(
+            addresses=b"".join([table.addresses for table in all_tables]),
+            ends_U=np.concatenate(
+                [table.ends_U + start for table, start in zip(all_tables, starts.tolist(), strict=False)]
+            ),
+            sources_U=np.concatenate([table.sources_U for table in all_tables]),
+            forms=forms,
+            form_U=np.concatenate([numbers[table.form_U] for table, numbers in zip(all_tables, forms_of, strict=True)]),
+            stored_bytes_U=np.concatenate([table.stored_bytes_U for table in all_tables]),
+            part_U=np.concatenate([table.part_U for table in all_tables]),
+            parts_U=np.concatenate([table.parts_U for table in all_tables]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends_U)
+
+    def __getitem__(self, index: int) -> Unit:
+        begin = int(self.ends_U[index - 1]) if index else 0
+        return Unit(
+            source=int(self.sources_U[index]),
+            address=self.addresses[begin : int(self.ends_U[index])],
+            form=self.forms[self.form_U[index]],
+            stored_bytes=int(self.stored_bytes_U[index]),
+            part=int(self.part_U[index]),
+            parts=int(self.parts_U[index]),
+        )
+
+    def __iter__(self) -> Iterator[Unit]:
+        forms = [self.forms[number] for number in self.form_U.tolist()]
+        begin = 0
+        for source, end, *rest in zip(
+            self.sources_U.tolist(),
+            self.ends_U.tolist(),
+            forms,
+            self.stored_bytes_U.tolist(),
+            self.part_U.tolist(),
+            self.parts_U.tolist(),
+            strict=True,
+        ):
+            yield Unit(source, self.addresses[begin:end], *rest)
+            begin = end
+
+    def form_is(self, form: str) -> NDArray[np.bool_]:
+        """For each unit whether it has this form."""
+        return np.array([name == form for name in self.forms], np.bool_)[self.form_U]
+
+    def between(self, begin: int, end: int) -> "UnitTable":
+        """The units from ``begin`` to before ``end``."""
+        first = int(self.ends_U[begin - 1]) if begin else 0
+        last = int(self.ends_U[end - 1]) if end else 0
+        return UnitTable(
+            addresses=self.addresses[first:last],
+            ends_U=self.ends_U[begin:end] - first,
+            sources_U=self.sources_U[begin:end],
+            forms=self.forms,
+            form_U=self.form_U[begin:end],
+            stored_bytes_U=self.stored_bytes_U[begin:end],
+            part_U=self.part_U[begin:end],
+            parts_U=self.parts_U[begin:end],
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, UnitTable):
+            return NotImplemented
+        ours, theirs = self.arrays(), other.arrays()
+        return all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  equal by content that is large
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The table as arrays by name, to be written to disk; ``from_arrays`` takes them back."""
+        return {
+            "addresses": np.frombuffer(self.addresses, np.uint8),
+            "ends": self.ends_U,
+            "sources": self.sources_U,
+            "forms": np.array(self.forms, np.str_) if self.forms else np.empty(0, "U1"),
+            "form": self.form_U,
+            "stored_bytes": self.stored_bytes_U,
+            "part": self.part_U,
+            "parts": self.parts_U,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> "UnitTable":
+        """The table that ``arrays`` was called on."""
+        return cls(
+            addresses=arrays["addresses"].tobytes(),
+            ends_U=arrays["ends"].astype(np.int64),
+            sources_U=arrays["sources"].astype(np.uint32),
+            forms=tuple(map(str, arrays["forms"])),
+            form_U=arrays["form"].astype(np.uint8),
+            stored_bytes_U=arrays["stored_bytes"].astype(np.int64),
+            part_U=arrays["part"].astype(np.uint32),
+            parts_U=arrays["parts"].astype(np.uint32),
+        )
