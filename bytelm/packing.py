@@ -1,8 +1,9 @@
 """From raw windows to what the model learns on: ids, the K targets of each, and which targets count.
 
-A window of T + K raw bytes may hold pieces of several documents. One ``EOD`` slot goes in front of each true
-document start, and the window is cut back to T + K ids. Where two pieces were only put side by side, no ``EOD``
-appears. In both cases nothing crosses: no attention, no position, no target.
+A window of T + K raw bytes may hold pieces of several documents. One ``EOD`` slot goes where a document begins, where
+one ends, and where one ends and the next begins, and the window is cut back to T + K ids. Read, an ``EOD`` begins the
+document behind it; predicted, it ends the one in front. Where pieces of neither kind were only put side by side, no
+``EOD`` appears. Nothing crosses a boundary: no attention, no position, no target.
 
 Shapes: B windows, W = T + K ids of a window, T inputs, K prediction heads, N boundaries.
 """
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bytelm.vocab import EOD
@@ -26,7 +26,8 @@ class PackedBatch:
         targets_BTK: Ids, int64: [b, t, k] is the id at t + 1 + k, a strided view of the same ids.
         valid_BTK: True where that id belongs to the document of the input: its bytes and the ``EOD`` that ends it.
         documents_BT: Number of the piece of each input, int32, non-decreasing in each row; an ``EOD`` slot belongs to
-            the document that it begins. None where no boundary lies inside any window: each row is one document.
+            the document that it begins, or else to the one that it ends. None where no boundary lies inside any
+            window: each row is one document.
     """
 
     inputs_BT: Tensor
@@ -40,6 +41,8 @@ def pack(
     rows_N: np.ndarray,
     offsets_N: np.ndarray,
     document_start_N: np.ndarray,
+    document_end_N: np.ndarray | None = None,
+    data_bytes_B: np.ndarray | None = None,
     *,
     prediction_heads: int,
 ) -> PackedBatch:
@@ -51,7 +54,9 @@ def pack(
         windows_BW: Raw bytes, uint8, on any device.
         rows_N: Row of each boundary.
         offsets_N: Byte of that row which is the first of another piece, in [0, W); no pair (row, offset) twice.
-        document_start_N: Bool: True where a document truly starts there, False where two pieces were joined.
+        document_start_N: Bool: a document begins there.
+        document_end_N: Bool: a document ends in front of it; at offset 0 it is not seen. Where documents begin if None.
+        data_bytes_B: Bytes of each row that are data; all if None. What follows is no target.
         prediction_heads: K, below W.
 
     Example:
@@ -70,27 +75,32 @@ def pack(
     """
     batch, width = windows_BW.shape
     assert 1 <= prediction_heads < width
-    if len(rows_N) == 0:
+    if len(rows_N) == 0 and data_bytes_B is None:
         return plain_batch(windows_BW, prediction_heads)
     device = windows_BW.device
+    ends_N = document_start_N if document_end_N is None else document_end_N
     place_N = torch.tensor(rows_N, device=device), torch.tensor(offsets_N, device=device)
-    boundary_BW = torch.zeros(batch, width, dtype=torch.int64, device=device)
+    boundary_BW, start_BW, end_BW = torch.zeros(3, batch, width, dtype=torch.int64, device=device)
     boundary_BW[place_N] = 1
-    start_BW = torch.zeros_like(boundary_BW)
     start_BW[place_N] = torch.tensor(document_start_N, dtype=torch.int64, device=device)
+    end_BW[place_N] = torch.tensor(ends_N & (offsets_N > 0), dtype=torch.int64, device=device)
     piece_BW = boundary_BW.cumsum(1) - boundary_BW[:, :1]
-    # A byte moves right by the EOD slots in front of it. Slots that no byte takes keep the EOD they start with.
-    slot_BW = torch.arange(width, device=device) + start_BW.cumsum(1)
-    ids = torch.full((batch, 2 * width), EOD, device=device).scatter_(1, slot_BW, windows_BW.long())
-    pieces = torch.zeros_like(ids).scatter_(1, slot_BW, piece_BW).scatter_(1, slot_BW - start_BW, piece_BW)
-    ids_BW, piece_BW = ids[:, :width].contiguous(), pieces[:, :width]
+    ids_BW, owner_BW = windows_BW.long(), piece_BW
+    if data_bytes_B is not None:
+        padding_BW = torch.arange(width, device=device) >= torch.tensor(data_bytes_B, device=device).unsqueeze(1)
+        ids_BW, owner_BW = ids_BW.masked_fill(padding_BW, EOD), owner_BW.masked_fill(padding_BW, -1)
+    # A byte moves right by the EOD slots in front of it. Each takes the place in front of its own byte last.
+    slot_BW = start_BW | end_BW
+    place_BW = torch.arange(width, device=device) + slot_BW.cumsum(1)
+    before_BW = place_BW - slot_BW
 
-    inputs_BT, targets_BTK = _views(ids_BW, prediction_heads)
-    # Read, an EOD begins the next document; predicted, it ends the one before.
-    before_BW = F.pad(piece_BW[:, :-1], (1, 0))
-    owner_BW = torch.where(ids_BW == EOD, before_BW, piece_BW)
-    documents_BT = piece_BW[:, : inputs_BT.shape[1]]
-    valid_BTK = _views(owner_BW, prediction_heads)[1] == documents_BT.unsqueeze(-1)
+    def spread(of_bytes_BW: Tensor, of_slots_BW: Tensor) -> Tensor:
+        whole = torch.zeros(batch, 2 * width, dtype=torch.int64, device=device)
+        return whole.scatter_(1, before_BW, of_slots_BW).scatter_(1, place_BW, of_bytes_BW)[:, :width].contiguous()
+
+    inputs_BT, targets_BTK = _views(spread(ids_BW, torch.full_like(ids_BW, EOD)), prediction_heads)
+    documents_BT = spread(piece_BW, piece_BW - 1 + start_BW)[:, : inputs_BT.shape[1]]
+    valid_BTK = _views(spread(owner_BW, piece_BW - end_BW), prediction_heads)[1] == documents_BT.unsqueeze(-1)
     inside = bool((offsets_N > 0).any())  # decided on the host: asking the device would wait for it
     return PackedBatch(inputs_BT, targets_BTK, valid_BTK, documents_BT.int() if inside else None)
 

@@ -42,6 +42,8 @@ def load(job: Job) -> list[PackedBatch]:
                 batch.rows_N,
                 batch.offsets_N,
                 batch.document_start_N,
+                batch.document_end_N,
+                batch.data_bytes_B,
                 prediction_heads=job.config.heads.count,
             )
         )

@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 ORDER_VERSION: Final = 2
 """Changes whenever the same inputs would give another order; a saved position is worth nothing across versions."""
 
-_MOST_LANES: Final = 64
+MOST_LANES: Final = 64
+"""Groups that are read at a time."""
+
 _POOL_BYTES: Final = 64 << 20  # the groups of all lanes together; windows that need large groups get fewer lanes
 _WINDOWS_IN_GROUP: Final = 32  # less than 1/32 of the bytes can then fall into what a group leaves over
 _DEPTH_OF_MOST_LANES: Final = 64  # from this many groups a lane on, an uneven end no longer matters
@@ -84,6 +86,7 @@ class WindowOrder:
         seed: Any integer.
         window_bytes: T, the inputs of a window.
         prediction_heads: K, the bytes after the last input that are targets; a window is T + K bytes.
+        most_lanes: Lanes at most. The order depends on it.
 
     Attributes:
         windows_per_epoch: Windows in every epoch.
@@ -109,6 +112,7 @@ class WindowOrder:
         seed: int,
         window_bytes: int,
         prediction_heads: int,
+        most_lanes: int = MOST_LANES,
     ) -> None:
         self._identity = f"{ORDER_VERSION}:{fingerprint}:{seed}:{window_bytes}:{prediction_heads}"
         self._window_bytes = window_bytes
@@ -142,7 +146,7 @@ class WindowOrder:
         has_full = self._full_groups > 0
         self.most_windows = max(self._windows_each * has_full, int(self._joined_windows_G.max(initial=0)))
         self.most_bytes = max(full_bytes * has_full, int(joined_bytes_G.max(initial=0)))
-        self.lanes = _lane_count(self.groups, full_bytes if has_full else self.most_bytes)
+        self.lanes = _lane_count(self.groups, full_bytes if has_full else self.most_bytes, most_lanes)
 
     def epoch(self, epoch: int) -> "EpochOrder":
         """The order of one epoch (0-based)."""
@@ -385,8 +389,8 @@ def _bounds(sizes: list[int], least_bytes: int) -> list[int]:
     return bounds
 
 
-def _lane_count(groups: int, most_bytes: int) -> int:
-    most = max(1, min(_MOST_LANES, _POOL_BYTES // max(most_bytes, 1)))
+def _lane_count(groups: int, group_bytes: int, most_lanes: int) -> int:
+    most = max(1, min(most_lanes, _POOL_BYTES * most_lanes // (MOST_LANES * max(group_bytes, 1))))
     depth = max(1, -(-groups // most))
     # With few groups a lane, lanes of nearly equal length keep the end of the epoch as mixed as its beginning. With
     # many, the full number is worth more: ranks that divide it then decode disjoint groups.

@@ -32,10 +32,14 @@ class Plan:
     """Windows that are to come, N of them.
 
     Attributes:
-        keys_N: Number of each one's group among the groups of all sources and epochs, int64.
+        sources_N: Index of each one's source, int64.
+        epochs_N: Its epoch, int64.
+        keys_N: Number of its group among the groups of all sources and epochs, int64.
         indices_N: Place within the group, int64.
     """
 
+    sources_N: NDArray[np.int64]
+    epochs_N: NDArray[np.int64]
     keys_N: NDArray[np.int64]
     indices_N: NDArray[np.int64]
 
@@ -45,15 +49,17 @@ class Block:
     """Windows that are there: the beginning of a plan, a whole number of batches.
 
     Attributes:
+        plan: Where they come from.
         at_N: Where each begins in the pool's memory, int64.
         data_bytes_N: Bytes of each that are data, int64; None where all are.
         rows_M: Row of each boundary within its batch, int64.
         offsets_M: Its offset, int64.
         starts_M: A document begins there.
-        ends_M: A document ends in front of it.
+        ends_M: A document ends in front of it, within the window.
         first_marks: Number of each batch's first boundary, and at the end how many there are.
     """
 
+    plan: Plan
     at_N: NDArray[np.int64]
     data_bytes_N: NDArray[np.int64] | None
     rows_M: NDArray[np.int64]
@@ -88,22 +94,27 @@ class WindowPool:
         lanes = sum(source.lanes for source in sources)
         self._make_slots(lanes + max(2, min(lanes // 2 + 8, _AHEAD_BYTES // self._slot_bytes)))
 
-    def plan(self, source: int, windows_N: NDArray[np.int64]) -> Plan:
-        """Where windows of one source will be found.
+    def plan(self, sources_N: NDArray[np.int64], windows_N: NDArray[np.int64]) -> Plan:
+        """Where windows will be found.
 
         Args:
-            source: Its index.
-            windows_N: Numbers over all epochs, int64, at least one.
+            sources_N: Index of each one's source.
+            windows_N: Its number in that source, over all epochs.
         """
-        per_epoch = self._sources[source].windows_per_epoch
-        epochs_N = windows_N // per_epoch
-        keys_N, indices_N = np.empty_like(windows_N), np.empty_like(windows_N)
-        for epoch in range(int(epochs_N.min()), int(epochs_N.max()) + 1):
-            inside_N = epochs_N == epoch
-            places = self._epoch(source, epoch).places(windows_N[inside_N] - epoch * per_epoch)
-            keys_N[inside_N] = places.groups_N + (epoch * self._first_groups[-1] + self._first_groups[source])
-            indices_N[inside_N] = places.indices_N
-        return Plan(keys_N, indices_N)
+        epochs_N, keys_N, indices_N = np.empty((3, len(windows_N)), np.int64)
+        for source in np.flatnonzero(np.bincount(sources_N)).tolist():
+            of_source = slice(None) if len(self._sources) == 1 else sources_N == source
+            windows_n = windows_N[of_source]
+            per_epoch = self._sources[source].windows_per_epoch
+            epochs_n = windows_n // per_epoch
+            keys_n, indices_n = np.empty((2, len(windows_n)), np.int64)
+            for epoch in range(int(epochs_n.min()), int(epochs_n.max()) + 1):
+                inside_n = epochs_n == epoch
+                places = self._epoch(source, epoch).places(windows_n[inside_n] - epoch * per_epoch)
+                keys_n[inside_n] = places.groups_N + (epoch * self._first_groups[-1] + self._first_groups[source])
+                indices_n[inside_n] = places.indices_N
+            epochs_N[of_source], keys_N[of_source], indices_N[of_source] = epochs_n, keys_n, indices_n
+        return Plan(sources_N, epochs_N, keys_N, indices_N)
 
     def ask(self, plan: Plan) -> None:
         """Begin to decode what a plan needs, as far as there is room."""
@@ -145,7 +156,7 @@ class WindowPool:
                 raise error
             slots_N = slots_N[:sound]
         slots_N = slots_N[: len(slots_N) // batch_windows * batch_windows]
-        return self._block(slots_N, plan.indices_N[: len(slots_N)], batch_windows)
+        return self._block(plan, slots_N, batch_windows)
 
     def copy(self, at_N: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The bytes of windows of the block that was cut last: a fresh array (N, W)."""
@@ -162,9 +173,9 @@ class WindowPool:
         """Stop the threads."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _block(self, slots_N: NDArray[np.int64], indices_N: NDArray[np.int64], batch_windows: int) -> Block:
+    def _block(self, plan: Plan, slots_N: NDArray[np.int64], batch_windows: int) -> Block:
         count = len(slots_N)
-        cell_N = slots_N * self._columns + indices_N
+        cell_N = slots_N * self._columns + plan.indices_N[:count]
         starts_N = self._starts.take(cell_N)
         counts_N = self._mark_counts.take(cell_N)
         before_N = np.zeros(count + 1, np.int64)
@@ -177,13 +188,15 @@ class WindowPool:
         # From a place among all boundaries of the block to one among those that were gathered.
         shift_N = base_S[slots_N] + self._first_marks.take(cell_N) - before_N[:-1]
         marks_M = gathered[np.repeat(shift_N, counts_N) + np.arange(before_N[-1])]
+        offsets_M = (marks_M >> MARK_SHIFT) - np.repeat(starts_N, counts_N)
         return Block(
+            plan=plan,
             at_N=slots_N * self._slot_bytes + starts_N,
             data_bytes_N=self._data_bytes.take(cell_N) if self._has_padding else None,
             rows_M=np.repeat(np.arange(count) % batch_windows, counts_N),
-            offsets_M=(marks_M >> MARK_SHIFT) - np.repeat(starts_N, counts_N),
+            offsets_M=offsets_M,
             starts_M=marks_M & STARTS != 0,
-            ends_M=marks_M & ENDS != 0,
+            ends_M=(marks_M & ENDS != 0) & (offsets_M > 0),
             first_marks=before_N[::batch_windows].tolist(),
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.frames import Frames
-from bytelm.data.order import EpochOrder, Group, Places, Run, WindowOrder
+from bytelm.data.order import MOST_LANES, EpochOrder, Group, Places, Run, WindowOrder
 from bytelm.data.shard_file import ENDS, MARK_SHIFT, FramePieces, join_marks
 from bytelm.errors import CorpusError, ShardError
 
@@ -86,12 +86,15 @@ class StreamWindows:
         seed: Of the order.
         window_bytes: T, the inputs of a window.
         prediction_heads: K; a window is T + K bytes.
+        most_lanes: See ``WindowOrder``.
 
     Raises:
         CorpusError: The split is shorter than one window.
     """
 
-    def __init__(self, frames: Frames, *, seed: int, window_bytes: int, prediction_heads: int) -> None:
+    def __init__(
+        self, frames: Frames, *, seed: int, window_bytes: int, prediction_heads: int, most_lanes: int = MOST_LANES
+    ) -> None:
         self._frames = frames
         self._order = WindowOrder(
             frames.shard_bytes_S,
@@ -100,6 +103,7 @@ class StreamWindows:
             seed=seed,
             window_bytes=window_bytes,
             prediction_heads=prediction_heads,
+            most_lanes=most_lanes,
         )
         if not self._order.windows_per_epoch:
             raise CorpusError(
@@ -142,7 +146,6 @@ class StreamWindows:
         marks_P ^= ends_P
         marks_P[1:] |= ends_P[:-1]  # a piece says where it ends, a boundary whether something has ended in front of it
         first_G = np.searchsorted(marks_P, base_G << MARK_SHIFT)
-        marks_P[first_G[first_G < len(marks_P)]] &= ~ENDS  # nothing stands in front of a group
         joined_N = starts_N + np.repeat(base_G, windows_G)
         first_N = np.searchsorted(marks_P, joined_N << MARK_SHIFT)
         count_N = np.searchsorted(marks_P, joined_N + self._width << MARK_SHIFT) - first_N

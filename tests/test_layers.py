@@ -52,6 +52,7 @@ ROWS: list[set[str]] = [
     {"bytelm.data.frames"},
     {"bytelm.data.windows"},
     {"bytelm.data.window_pool"},
+    {"bytelm.data.batches"},
     {"bytelm.data.unit_table"},
     {"bytelm.data.survey"},
     {"bytelm.data.ingest_settings", "bytelm.data.journal", "bytelm.data.plan"},
@@ -94,7 +95,7 @@ ROWS: list[set[str]] = [
 ]
 PACKAGES = {"bytelm", "bytelm.data", "bytelm.cli"}
 HEAVY = {"torch", "numpy", "pydantic", "xformers", "matplotlib", "safetensors"}
-TORCH_IN_DATA = {"bytelm.data.loader"}
+TORCH_IN_DATA = {"bytelm.data.batches"}
 
 
 def module_files() -> dict[str, Path]:

@@ -19,8 +19,8 @@ from bytelm.errors import CorpusError, ShardError
 MakeCorpus = Callable[..., Corpus]
 T, K = 48, 4
 
-Window = tuple[bytes, list[tuple[int, bool]]]
-"""Raw bytes of a window, and its boundaries: offset, and whether an end of document belongs there."""
+Window = tuple[bytes, list[tuple[int, bool, bool]]]
+"""Raw bytes of a window, and its boundaries: offset, whether a document begins there, whether one ends before it."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def naive_windows(corpus: Corpus, seed: int, split: str = "train") -> Iterator[W
             boundaries = []
             for offset, (joins, byte) in enumerate(window):
                 if joins or byte.first_of_piece:
-                    ended = offset == 0 or window[offset - 1][1].last_of_document
-                    boundaries.append((offset, byte.first_of_document and ended))
+                    ended = offset > 0 and window[offset - 1][1].last_of_document
+                    boundaries.append((offset, byte.first_of_document, ended))
             yield bytes(byte.value for _, byte in window), boundaries
 
 
@@ -79,17 +79,16 @@ def windows_in(batch: WindowBatch) -> list[Window]:
     assert batch.windows_BW.dtype == torch.uint8
     assert batch.windows_BW.is_contiguous()
     assert batch.rows_N.dtype == batch.offsets_N.dtype == np.int64
-    assert batch.document_start_N.dtype == np.bool_
+    assert batch.document_start_N.dtype == batch.document_end_N.dtype == np.bool_
+    assert batch.data_bytes_B is None
+    assert batch.corpora_B.tolist() == [0] * len(batch.windows_BW)
     places = list(zip(batch.rows_N.tolist(), batch.offsets_N.tolist(), strict=True))
     assert places == sorted(set(places))
+    flags = list(zip(batch.document_start_N.tolist(), batch.document_end_N.tolist(), strict=True))
     return [
         (
             bytes(row.tolist()),
-            [
-                (offset, flag)
-                for (at, offset), flag in zip(places, batch.document_start_N.tolist(), strict=True)
-                if at == number
-            ],
+            [(offset, *flag) for (at, offset), flag in zip(places, flags, strict=True) if at == number],
         )
         for number, row in enumerate(batch.windows_BW)
     ]
@@ -124,8 +123,8 @@ def test_batches_are_those_of_the_naive_reference_over_epochs(corpus: Corpus, ba
         count = 2 * loader.windows_per_epoch + 10
         expected = list(itertools.islice(naive_windows(corpus, seed=3), count))
         assert take(loader, count) == expected
-    kinds = {flag for _, boundaries in expected for _, flag in boundaries}
-    assert kinds == {True, False}, "the corpus shows both document starts and joins"
+    kinds = {tuple(flags) for _, boundaries in expected for _, *flags in boundaries}
+    assert len(kinds) == 4, "the corpus shows documents that begin and end, only begin, only end, and joins"
 
 
 def test_the_validation_split_has_an_order_of_its_own(corpus: Corpus) -> None:

@@ -1,0 +1,144 @@
+"""Batches of windows out of a pool, in blocks: what the loaders of one and of several corpora share.
+
+Windows are planned and cut in blocks of some megabytes, so that what Python has to do is spread over many of them, and
+each batch is then one copy. The next block is decoded while a block is given.
+
+Suffixes: B windows of a batch, W = T + K bytes of a window, N boundaries or windows.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bytelm.data.order import windows_of_rank
+from bytelm.data.window_pool import Block, Plan, WindowPool
+
+_BLOCK_BYTES: Final = 8 << 20
+_BLOCK_WINDOWS: Final = 8192
+_BLOCK_GROWTH: Final = 4  # the first block is one batch, so that it is there soon
+
+
+class WindowBatch(NamedTuple):
+    """Windows of raw bytes, and where in them another piece of a document begins.
+
+    A tuple is made in a third of the time of a frozen dataclass, which is much where batches are small.
+
+    Attributes:
+        windows_BW: uint8 (B, W), contiguous, the caller's own: the loader does not touch it again.
+        rows_N: Row of each boundary, int64; boundaries are sorted by row, then by offset.
+        offsets_N: Offset of each boundary, int64, in [0, W): the byte there is the first of another piece, or the
+            first that is no data.
+        document_start_N: bool. A document begins with that byte, so an end of document belongs in front of it.
+        document_end_N: bool. A document ends in front of that byte, within the window. Where none begins or ends,
+            bytes are joined that do not belong together.
+        data_bytes_B: How many bytes of each row are data, int64; what stands behind them has no meaning. None where
+            all are.
+        corpora_B: Index of the corpus that each row comes from, int64.
+        first_window: Global index of row 0, over all epochs; row b is window ``first_window + b * ranks``.
+        epoch: Epoch of row 0 in its corpus; a batch may reach into the next one.
+    """
+
+    windows_BW: torch.Tensor
+    rows_N: NDArray[np.int64]
+    offsets_N: NDArray[np.int64]
+    document_start_N: NDArray[np.bool_]
+    document_end_N: NDArray[np.bool_]
+    data_bytes_B: NDArray[np.int64] | None
+    corpora_B: NDArray[np.int64]
+    first_window: int
+    epoch: int
+
+
+class Batches:
+    """The batches of one rank from a window on.
+
+    Args:
+        pool: What windows come from.
+        plan: Where windows with given global indices come from.
+        width: W.
+        batch_windows: B.
+        rank: In [0, ranks).
+        ranks: Processes that share the windows.
+
+    Attributes:
+        next_window: Global index of the first window that no rank has read.
+    """
+
+    def __init__(
+        self,
+        pool: WindowPool,
+        plan: Callable[[NDArray[np.int64]], Plan],
+        *,
+        width: int,
+        batch_windows: int,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        assert 0 <= rank < ranks
+        self._pool = pool
+        self._plan = plan
+        self._batch_windows = batch_windows
+        self._rank = rank
+        self._ranks = ranks
+        self._most_batches = max(1, min(_BLOCK_BYTES // width, _BLOCK_WINDOWS) // batch_windows)
+        self._begin(0)
+
+    def next(self) -> WindowBatch:
+        """The next batch.
+
+        Raises:
+            ShardError: A shard is missing or damaged; ``next_window`` stays.
+        """
+        block, number = self._block, self._given
+        if block is None or number == len(block.first_marks) - 1:
+            block, number = self._cut_block(), 0
+        begin, end = number * self._batch_windows, (number + 1) * self._batch_windows
+        marks = slice(block.first_marks[number], block.first_marks[number + 1])
+        batch = WindowBatch(
+            torch.from_numpy(self._pool.copy(block.at_N[begin:end])),
+            block.rows_M[marks],
+            block.offsets_M[marks],
+            block.starts_M[marks],
+            block.ends_M[marks],
+            None if block.data_bytes_N is None else block.data_bytes_N[begin:end],
+            block.plan.sources_N[begin:end],
+            self.next_window + (self._rank - self.next_window) % self._ranks,
+            int(block.plan.epochs_N[begin]),
+        )
+        self._given = number + 1
+        self.next_window += self._batch_windows * self._ranks
+        return batch
+
+    def seek(self, window: int) -> None:
+        """Go on at another window."""
+        self._pool.clear()
+        self._begin(window)
+
+    def replan(self) -> None:
+        """Forget what was planned from the next window on, because other windows come there now."""
+        self._begin(self.next_window)
+
+    def _begin(self, window: int) -> None:
+        self.next_window = window
+        self._block: Block | None = None
+        self._given = 0
+        self._batches = 1
+        self._planned: tuple[int, Plan] | None = None
+
+    def _cut_block(self) -> Block:
+        """Take the next block, and have the one after it decoded meanwhile."""
+        self._block = block = self._pool.cut(self._plan_from(self.next_window), self._batch_windows)
+        self._given = 0
+        self._batches = min(self._batches * _BLOCK_GROWTH, self._most_batches)
+        batches = len(block.first_marks) - 1
+        self._pool.ask(self._plan_from(self.next_window + batches * self._batch_windows * self._ranks))
+        return block
+
+    def _plan_from(self, window: int) -> Plan:
+        if self._planned is None or self._planned[0] != window:
+            count = self._batches * self._batch_windows
+            self._planned = window, self._plan(windows_of_rank(window, count, rank=self._rank, ranks=self._ranks))
+        return self._planned[1]
