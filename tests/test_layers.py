@@ -59,7 +59,6 @@ ROWS: list[set[str]] = [
     {"bytelm.data.pack"},
     {"bytelm.data.ingest_steps", "bytelm.data.workplace"},
     {"bytelm.data.ingest_start"},
-    {"bytelm.attention_blocks"},
     {"bytelm.attention_flex", "bytelm.attention_torch", "bytelm.attention_xformers"},
     {
         "bytelm.attention",

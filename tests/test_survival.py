@@ -27,6 +27,7 @@ from bytelm.evaluate import bits_per_byte
 from bytelm.events import Event, Finished, Progress, Refused, RolledBack, Saved, Skipped, Started, Validation
 from bytelm.job import Job
 from bytelm.run_log import read_log
+from bytelm.saver import Saver
 from bytelm.schedule import learning_rate
 from bytelm.step import Learnt
 from bytelm.train import train
@@ -345,6 +346,14 @@ def file_limit() -> Iterator[Callable[[int | None], None]]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.fixture
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes of saving come at the step that is saved, not whenever the disk is done."""
+    outcomes = Saver.outcomes
+    monkeypatch.setattr(Saver, "outcomes", lambda saver, wait=False: outcomes(saver, wait=True))  # noqa: ARG005
+
+
+@pytest.mark.usefixtures("told_at_once")
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_on_a_full_disk_training_goes_on_and_the_warning_repeats(
     corpus: Path, tmp_path: Path, file_limit: Callable[[int | None], None], background: str
@@ -392,6 +401,7 @@ def test_a_log_that_a_full_disk_refuses_is_written_later_and_no_checkpoint_gets_
     assert equal(weights(run), weights(tmp_path / "straight"))
 
 
+@pytest.mark.usefixtures("told_at_once")
 def test_a_last_checkpoint_that_the_disk_refuses_is_an_error_and_the_run_goes_on_later(
     corpus: Path, tmp_path: Path, file_limit: Callable[[int | None], None]
 ) -> None:
