@@ -325,6 +325,8 @@ def _complete_already(folder: Folder, settings: IngestSettings, asked: dict[str,
             f"nothing to resume: {folder.address} holds a finished corpus, and its last ingestion was another one: "
             f"{changed}; choose --append or --overwrite"
         )
+    remove_ours(folder, keep=files_of(corpus))  # it may have been killed just before it was done with that
+    Journal(folder).remove()
     counts = [Count(source["documents"], source["raw_bytes"]) for source in last.sources]
     new = Count(sum(count.documents for count in counts), sum(count.raw_bytes for count in counts))
     return _report(corpus, new, last.skipped, time.monotonic() - begun_s, was_complete=True)
