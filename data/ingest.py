@@ -147,6 +147,7 @@ def ingest(
                 journal=journal,
                 engine=engine,
                 base=start.base,
+                before=start.before,
                 first_shard=start.first_shard,
                 resumes=resume,
                 stdin=_spooled(journal, start.settings, stdin, scratch, resume=resume),

@@ -23,6 +23,7 @@ class Start:
         settings: What is asked for.
         mode: What happens to a corpus that is there.
         base: The corpus that is appended to.
+        before: Digests of its documents.
         staying: Files that stay until the index is written.
         first_shard: Number of the first shard, above those that stay.
     """
@@ -30,6 +31,7 @@ class Start:
     settings: IngestSettings
     mode: Mode
     base: Corpus | None
+    before: bytes
     staying: frozenset[str]
     first_shard: int
 
@@ -46,7 +48,7 @@ def fresh(folder: Folder, settings: IngestSettings, asked: dict[str, Any], mode:
     Raises:
         ConfigError: What was asked for is not what the corpus was made with.
         CorpusError: There is a corpus or an unfinished ingestion that is not to be replaced, or something else; or
-            there is no corpus to append to.
+            there is no corpus to append to, or its digests are damaged.
     """
     if mode != "overwrite" and Journal(folder).job() is not None:
         raise CorpusError(
@@ -65,7 +67,14 @@ def fresh(folder: Folder, settings: IngestSettings, asked: dict[str, Any], mode:
             "or --append to add to it"
         )
     staying = _staying(folder)
-    return Start(settings=settings, mode=mode, base=base, staying=staying, first_shard=free_number(staying))
+    return Start(
+        settings=settings,
+        mode=mode,
+        base=base,
+        before=b"" if base is None else base.read_digests(),
+        staying=staying,
+        first_shard=free_number(staying),
+    )
 
 
 def begin(folder: Folder, start: Start) -> None:
@@ -99,7 +108,7 @@ def resumed(folder: Folder, settings: IngestSettings, asked: dict[str, Any], mod
 
     Raises:
         ConfigError: A setting is another one now.
-        CorpusError: Nothing was begun there.
+        CorpusError: Nothing was begun there, or the digests of the corpus that is appended to are damaged.
     """
     noted = Journal(folder).job()
     if noted is None:
@@ -123,6 +132,7 @@ def resumed(folder: Folder, settings: IngestSettings, asked: dict[str, Any], mod
         settings=settings,
         mode=noted["mode"],
         base=base,
+        before=b"" if base is None else base.read_digests(),
         staying=_staying(folder),
         first_shard=noted["first_shard"],
     )

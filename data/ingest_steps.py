@@ -42,6 +42,7 @@ class Steps:
         journal: What is done, and where the corpus is.
         engine: Who does it.
         base: The corpus that is appended to; None for a new one.
+        before: Digests of its documents.
         first_shard: Number of the first shard.
         resumes: The journal may hold something.
         stdin: File with what was read from standard input.
@@ -51,6 +52,7 @@ class Steps:
     journal: Journal
     engine: Engine
     base: Corpus | None
+    before: bytes
     first_shard: int
     resumes: bool
     stdin: Path | None
@@ -163,11 +165,11 @@ def plan_all(steps: Steps, survey: Survey) -> Plan:
 
     Raises:
         SourceError: A document of the head cannot be read any more, and ``on_error`` is ``stop``.
-        CorpusError: The digests of the corpus that is appended to are damaged.
     """
     settings, base = steps.settings, steps.base
-    before = b"" if base is None else base.read_digests()
-    leave_out_duplicates(survey, before=before, near=settings.near_duplicates, keep_exact=settings.keep_duplicates)
+    leave_out_duplicates(
+        survey, before=steps.before, near=settings.near_duplicates, keep_exact=settings.keep_duplicates
+    )
     partitions = partitions_of(survey, shard_bytes=settings.shard_bytes, first_shard=steps.first_shard)
     raw_bytes = int(survey.rows_D["raw_bytes"][survey.rows_D["reason"] == KEPT].sum())
     if base is not None and base.split_rule["name"] != "all train":
