@@ -22,13 +22,12 @@ import itertools
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from bytelm.data import tables
-from bytelm.data.addresses import blocks_of, is_web, opened
+from bytelm.data.addresses import is_web, opened
 from bytelm.data.compression import COMPRESSIONS
 from bytelm.data.documents import (
     SKIP_REASONS,
@@ -41,8 +40,6 @@ from bytelm.data.documents import (
     shown_path,
     unreadable,
 )
-from bytelm.data.kinds import KINDS
-from bytelm.data.kinds import kind_of as _kind_of
 from bytelm.data.path_filter import PathFilter, below
 from bytelm.data.reading import WHOLE, read_unit
 from bytelm.data.storage import file_system_of, is_remote, retried
@@ -50,7 +47,6 @@ from bytelm.data.walk import FileIdentity, Unlisted, walk
 from bytelm.errors import ConfigError, SourceError
 
 __all__ = [
-    "KINDS",
     "SKIP_REASONS",
     "STANDARD_INPUT",
     "Document",
@@ -60,9 +56,7 @@ __all__ = [
     "Skipped",
     "Unit",
     "check_sources",
-    "find_documents",
     "find_units",
-    "kind_of",
     "name_of",
     "read_unit",
     "shown_path",
@@ -85,7 +79,6 @@ _ENDINGS: Final = {
     b"parquet": "parquet",
     **{compression.encode(): f"+{compression}" for compression in COMPRESSIONS},
 }
-_DEFAULTS: Final = ReadOptions()
 _TABLES: Final = ("jsonl", "parquet")
 
 
@@ -128,7 +121,7 @@ def find_units(
                 yield from listing.local(number, path)
 
 
-def check_sources(sources: Sequence[str | Path], options: ReadOptions = _DEFAULTS) -> None:
+def check_sources(sources: Sequence[str], options: ReadOptions) -> None:
     """See that every source of this machine exists, and that the options make sense, before anything is written.
 
     Raises:
@@ -138,7 +131,7 @@ def check_sources(sources: Sequence[str | Path], options: ReadOptions = _DEFAULT
     _check_options(options)
     if not sources:
         raise SourceError("nothing to ingest: name at least one file or folder")
-    for source in [str(source) for source in sources]:
+    for source in sources:
         if source != STANDARD_INPUT and not source.startswith(tables.DATASET) and not is_remote(source):
             for path in _named_paths(source):
                 _status(path)
@@ -323,28 +316,3 @@ def _status(path: bytes) -> os.stat_result:
             "or send it to standard input and name that: -"
         )
     return status
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundDocument:
-    """What ``find_documents`` gives."""
-
-    path: bytes
-    source: int
-
-    def blocks(self) -> Iterator[bytes]:
-        return blocks_of(self.path, 0)
-
-
-def find_documents(
-    sources: Sequence[Path], *, without: Collection[FileIdentity] = ()
-) -> Iterator[_FoundDocument | Skipped]:
-    """Every document below the sources, without opening archives."""
-    options = ReadOptions(raw=True)
-    for found in find_units([os.fspath(source) for source in sources], options, without=without):
-        yield found if isinstance(found, Skipped) else _FoundDocument(found.address, found.source)
-
-
-def kind_of(beginning: bytes) -> int:
-    """Kind of a document without a name."""
-    return _kind_of(b"", beginning)
