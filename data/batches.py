@@ -6,8 +6,10 @@ each batch is then one copy. The next block is decoded while a block is given.
 Suffixes: B windows of a batch, W = T + K bytes of a window, N boundaries or windows.
 """
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from bytelm.data.order import windows_of_rank
 from bytelm.data.window_pool import Block, Plan, WindowPool
+from bytelm.errors import CorpusError
 
 _BLOCK_BYTES: Final = 8 << 20
 _BLOCK_WINDOWS: Final = 8192
@@ -52,25 +55,22 @@ class WindowBatch(NamedTuple):
     epoch: int
 
 
-class Batches:
-    """The batches of one rank from a window on.
+class BatchLoader(ABC):
+    """Endless batches of one rank, resumable at any window. Which windows they are is a subclass's to say.
 
     Args:
         pool: What windows come from.
-        plan: Where windows with given global indices come from.
+        identity: All that the number of a window depends on, as JSON values: a saved place counts only if it is equal.
         width: W.
         batch_windows: B.
         rank: In [0, ranks).
         ranks: Processes that share the windows.
-
-    Attributes:
-        next_window: Global index of the first window that no rank has read.
     """
 
     def __init__(
         self,
         pool: WindowPool,
-        plan: Callable[[NDArray[np.int64]], Plan],
+        identity: Mapping[str, Any],
         *,
         width: int,
         batch_windows: int,
@@ -79,18 +79,25 @@ class Batches:
     ) -> None:
         assert 0 <= rank < ranks
         self._pool = pool
-        self._plan = plan
+        self._identity = identity
         self._batch_windows = batch_windows
         self._rank = rank
         self._ranks = ranks
         self._most_batches = max(1, min(_BLOCK_BYTES // width, _BLOCK_WINDOWS) // batch_windows)
         self._begin(0)
 
-    def next(self) -> WindowBatch:
+    @abstractmethod
+    def _plan(self, windows_N: NDArray[np.int64]) -> Plan:
+        """Where the windows with these global indices come from."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WindowBatch:
         """The next batch.
 
         Raises:
-            ShardError: A shard is missing or damaged; ``next_window`` stays.
+            ShardError: A shard is missing or damaged. None of its bytes is in any batch, and the state stays as it was.
         """
         block, number = self._block, self._given
         if block is None or number == len(block.first_marks) - 1:
@@ -105,24 +112,50 @@ class Batches:
             block.ends_M[marks],
             None if block.data_bytes_N is None else block.data_bytes_N[begin:end],
             block.plan.sources_N[begin:end],
-            self.next_window + (self._rank - self.next_window) % self._ranks,
+            self._next_window + (self._rank - self._next_window) % self._ranks,
             int(block.plan.epochs_N[begin]),
         )
         self._given = number + 1
-        self.next_window += self._batch_windows * self._ranks
+        self._next_window += self._batch_windows * self._ranks
         return batch
 
-    def seek(self, window: int) -> None:
-        """Go on at another window."""
-        self._pool.clear()
-        self._begin(window)
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is: the next window that no rank has read, and what its number means."""
+        return {"window": self._next_window, **self._identity}
 
-    def replan(self) -> None:
-        """Forget what was planned from the next window on, because other windows come there now."""
-        self._begin(self.next_window)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loader was, whatever its ranks, threads and batch size were.
+
+        Args:
+            state: What ``state_dict`` gave.
+
+        Raises:
+            CorpusError: The state belongs to another corpus, split, seed or window size.
+        """
+        for name, ours in self._identity.items():
+            if state.get(name) != ours:
+                raise CorpusError(
+                    f"the saved place in the data belongs to {name} = {state.get(name)}, found {ours}; "
+                    "resume with the corpus and the settings that the run began with"
+                )
+        self._pool.clear()
+        self._begin(int(state["window"]))
+
+    def close(self) -> None:
+        """Stop the threads. The loader gives no further batch."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _begin(self, window: int) -> None:
-        self.next_window = window
+        """Nothing is planned, and this window comes next."""
+        self._next_window = window
         self._block: Block | None = None
         self._given = 0
         self._batches = 1
@@ -130,11 +163,11 @@ class Batches:
 
     def _cut_block(self) -> Block:
         """Take the next block, and have the one after it decoded meanwhile."""
-        self._block = block = self._pool.cut(self._plan_from(self.next_window), self._batch_windows)
+        self._block = block = self._pool.cut(self._plan_from(self._next_window), self._batch_windows)
         self._given = 0
         self._batches = min(self._batches * _BLOCK_GROWTH, self._most_batches)
         batches = len(block.first_marks) - 1
-        self._pool.ask(self._plan_from(self.next_window + batches * self._batch_windows * self._ranks))
+        self._pool.ask(self._plan_from(self._next_window + batches * self._batch_windows * self._ranks))
         return block
 
     def _plan_from(self, window: int) -> Plan:

@@ -4,25 +4,20 @@ Which window comes n-th is ``bytelm.data.order``'s to say, and what a window is 
 groups are in ``bytelm.data.window_pool``, and ``bytelm.data.batches`` makes batches of them.
 """
 
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.data.batches import Batches, WindowBatch
+from bytelm.data.batches import BatchLoader, WindowBatch
 from bytelm.data.frames import Frames
 from bytelm.data.order import ORDER_VERSION
 from bytelm.data.shards import Corpus
 from bytelm.data.window_pool import Plan, WindowPool
 from bytelm.data.windows import StreamWindows
-from bytelm.errors import CorpusError
 
 __all__ = ["WindowBatch", "WindowLoader"]
 
 
-class WindowLoader:
+class WindowLoader(BatchLoader):
     """Endless batches of windows; the n-th window is the same for any ranks, threads and batch size.
 
     Args:
@@ -61,7 +56,11 @@ class WindowLoader:
         ranks: int = 1,
         threads: int = 1,
     ) -> None:
-        self._identity: dict[str, int | str] = {
+        source = StreamWindows(
+            Frames(corpus, split), seed=seed, window_bytes=window_bytes, prediction_heads=prediction_heads
+        )
+        self.windows_per_epoch = source.windows_per_epoch
+        identity = {
             "order": ORDER_VERSION,
             "fingerprint": corpus.fingerprint,
             "split": split,
@@ -69,59 +68,9 @@ class WindowLoader:
             "window_bytes": window_bytes,
             "prediction_heads": prediction_heads,
         }
-        source = StreamWindows(
-            Frames(corpus, split), seed=seed, window_bytes=window_bytes, prediction_heads=prediction_heads
-        )
-        self.windows_per_epoch = source.windows_per_epoch
         width = window_bytes + prediction_heads
-        self._pool = WindowPool([source], width=width, threads=threads)
-        self._batches = Batches(
-            self._pool, self._plan, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks
-        )
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> WindowBatch:
-        """The next batch.
-
-        Raises:
-            ShardError: A shard is missing or damaged. None of its bytes is in any batch, and the state stays as it was.
-        """
-        return self._batches.next()
-
-    def state_dict(self) -> dict[str, int | str]:
-        """Where the loader is: the next window that no rank has read, and what its number means."""
-        return {"window": self._batches.next_window, **self._identity}
-
-    def load_state_dict(self, state: Mapping[str, int | str]) -> None:
-        """Go on where another loader was, whatever its ranks, threads and batch size were.
-
-        Args:
-            state: What ``state_dict`` gave.
-
-        Raises:
-            CorpusError: The state belongs to another corpus, split, seed or window size.
-        """
-        for name, ours in self._identity.items():
-            if state.get(name) != ours:
-                raise CorpusError(
-                    f"the saved place in the data belongs to {name} = {state.get(name)}, found {ours}; "
-                    "resume with the corpus and the settings that the run began with"
-                )
-        self._batches.seek(int(state["window"]))
-
-    def close(self) -> None:
-        """Stop the threads. The loader gives no further batch."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        pool = WindowPool([source], width=width, threads=threads)
+        super().__init__(pool, identity, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks)
 
     def _plan(self, windows_N: NDArray[np.int64]) -> Plan:
         return self._pool.plan(np.zeros_like(windows_N), windows_N)

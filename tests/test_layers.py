@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
         "bytelm.data.measures",
         "bytelm.data.order",
         "bytelm.data.patterns",
+        "bytelm.data.schedule",
         "bytelm.data.shard_file",
         "bytelm.data.split",
         "bytelm.data.duplicates",
@@ -59,6 +60,7 @@ ROWS: list[set[str]] = [
     {"bytelm.data.pack"},
     {"bytelm.data.ingest_steps", "bytelm.data.workplace"},
     {"bytelm.data.ingest_start"},
+    {"bytelm.attention_blocks"},
     {"bytelm.attention_flex", "bytelm.attention_torch", "bytelm.attention_xformers"},
     {
         "bytelm.attention",
@@ -71,6 +73,7 @@ ROWS: list[set[str]] = [
         "bytelm.data.verify",
         "bytelm.data.ingest",
         "bytelm.data.loader",
+        "bytelm.data.mixture",
     },
     {"bytelm.layers", "bytelm.probes"},
     {"bytelm.heads", "bytelm.fused_loss"},
