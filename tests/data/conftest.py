@@ -14,7 +14,10 @@ MakeCorpus = Callable[..., Corpus]
 
 @pytest.fixture
 def make_corpus(tmp_path: Path) -> MakeCorpus:
-    """A function that ingests documents, one file each, and opens the corpus; small frames and all train by default."""
+    """A function that ingests documents, one file each, and opens the corpus.
+
+    By default frames are small, all is train, and documents that are equal stay.
+    """
     made = 0
 
     def make(documents: Sequence[bytes], **settings: object) -> Corpus:
@@ -25,7 +28,7 @@ def make_corpus(tmp_path: Path) -> MakeCorpus:
         for number, document in enumerate(documents):
             (folder / f"{number:06d}").write_bytes(document)
         out = tmp_path / f"corpus-{made}"
-        defaults = {"validation_fraction": 0.0, "frame_bytes": 512, "level": 1}
+        defaults = {"validation_fraction": 0.0, "frame_bytes": 512, "level": 1, "keep_duplicates": True}
         ingest([folder], out, **{**defaults, **settings})
         return Corpus.open(out)
 
