@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bytelm.errors import ConfigError, StorageError
-from bytelm.files import flush_folder, refusals_named, write_file
+from bytelm.files import refusals_named, write_file
 
 _Result = TypeVar("_Result")
 
@@ -112,6 +112,8 @@ class Folder(ABC):
     @abstractmethod
     def put(self, file: Path, name: str) -> None:
         """Move a complete local file here, over what was there.
+
+        Its bytes are then safe from a power cut; its name is with the next durable ``write`` to this folder.
 
         Args:
             file: Of the same disk, if this folder is local.
@@ -237,7 +239,6 @@ class LocalFolder(Folder):
             place.parent.mkdir(parents=True, exist_ok=True)
             _flush_file(file)
             file.replace(place)
-            flush_folder(place.parent)
 
     def remove(self, name: str) -> None:
         """See ``Folder``."""

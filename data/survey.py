@@ -8,8 +8,6 @@ part of it; ``reread`` gives the same documents a second time, row by row.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from typing import Final, Literal
 
 import numpy as np
@@ -39,6 +37,7 @@ REASON_CODES: Final[dict[SkipReason, int]] = {reason: code for code, reason in e
 OnError = Literal["stop", "skip"]
 
 _TELL_BYTES: Final = 1 << 20
+_CHUNK_UNITS: Final = 1024
 _UNKNOWN_BYTES: Final = 1 << 30
 
 
@@ -136,14 +135,15 @@ def reread(
         The index of each kept row and its document, or what was raised where it should be.
     """
     kept = np.flatnonzero(rows_D["reason"][first_row:] == KEPT) + first_row
-    unit_of = rows_D["unit"][kept]
-    first_of = np.searchsorted(rows_D["unit"], unit_of)
-    wanted = zip(unit_of.tolist(), first_of.tolist(), kept.tolist(), strict=True)
-    for (number, first), group in groupby(wanted, key=itemgetter(0, 1)):
-        # Counted from the first document of the unit, which may stand before the first row.
-        yield from _reread_unit(
-            units[number], options, [row for _, _, row in group], first - (before if first == 0 else 0)
-        )
+    numbers, firsts = np.unique(rows_D["unit"][kept], return_index=True)
+    edges = [*firsts.tolist(), len(kept)]
+    for chunk in range(0, len(numbers), _CHUNK_UNITS):
+        some = numbers[chunk : chunk + _CHUNK_UNITS]
+        # Counted from the first document of each unit, which may stand before the first row.
+        starts = np.searchsorted(rows_D["unit"], some).tolist()
+        for place, (unit, start) in enumerate(zip(units.at(some), starts, strict=True), chunk):
+            wanted = kept[edges[place] : edges[place + 1]].tolist()
+            yield from _reread_unit(unit, options, wanted, start if start else -before)
 
 
 def _reread_unit(

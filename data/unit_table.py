@@ -74,30 +74,24 @@ class UnitTable:
         return len(self.ends_U)
 
     def __getitem__(self, index: int) -> Unit:
-        begin = int(self.ends_U[index - 1]) if index else 0
-        return Unit(
-            source=int(self.sources_U[index]),
-            address=self.addresses[begin : int(self.ends_U[index])],
-            form=self.forms[self.form_U[index]],
-            stored_bytes=int(self.stored_bytes_U[index]),
-            part=int(self.part_U[index]),
-            parts=int(self.parts_U[index]),
-        )
+        return self.at(np.array([index]))[0]
 
     def __iter__(self) -> Iterator[Unit]:
-        forms = [self.forms[number] for number in self.form_U.tolist()]
-        begin = 0
-        for source, end, *rest in zip(
-            self.sources_U.tolist(),
-            self.ends_U.tolist(),
-            forms,
-            self.stored_bytes_U.tolist(),
-            self.part_U.tolist(),
-            self.parts_U.tolist(),
-            strict=True,
-        ):
-            yield Unit(source, self.addresses[begin:end], *rest)
-            begin = end
+        return iter(self.at(np.arange(len(self))))
+
+    def at(self, numbers: NDArray[np.integer]) -> list[Unit]:
+        """The units of some numbers."""
+        ends_N = self.ends_U[numbers]
+        begins_N = np.where(numbers == 0, 0, self.ends_U[np.maximum(numbers, 1) - 1])
+        fields = (
+            self.sources_U[numbers].tolist(),
+            [self.addresses[begin:end] for begin, end in zip(begins_N.tolist(), ends_N.tolist(), strict=True)],
+            [self.forms[form] for form in self.form_U[numbers].tolist()],
+            self.stored_bytes_U[numbers].tolist(),
+            self.part_U[numbers].tolist(),
+            self.parts_U[numbers].tolist(),
+        )
+        return list(map(Unit, *fields))
 
     def form_is(self, form: str) -> NDArray[np.bool_]:
         """For each unit whether it has this form."""
