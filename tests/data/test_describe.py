@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.data.describe import SAMPLE_BYTES, content_facts, index_facts, read_contents, spread
+from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
 from bytelm.errors import CorpusError
 
@@ -90,6 +92,25 @@ def test_the_index_gives_totals_of_the_splits_that_were_asked_for(make_corpus: M
     assert train["raw_bytes"] == corpus.raw_bytes("train") == train["splits"]["train"]["raw_bytes"]
     assert set(train["splits"]) == {"train"}
     assert both["ratio"] == round(both["raw_bytes"] / both["packed_bytes"], 4)
+
+
+def test_kinds_are_counted_and_the_largest_stands_first(make_corpus: MakeCorpus) -> None:
+    corpus = make_corpus([b"text " * 10, b"\0" * 400, b"more text " * 10])
+    kinds = index_facts(corpus, ("train",))["kinds"]
+    assert list(kinds.items()) == [
+        ("binary", {"group": "binary", "documents": 1, "raw_bytes": 400}),
+        ("text", {"group": "prose", "documents": 2, "raw_bytes": 150}),
+    ]
+
+
+def test_samples_of_a_corpus_that_has_grown_name_their_own_source(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(name.encode() * 500)
+        ingest([tmp_path / name], tmp_path / "corpus", validation_fraction=0, append=name == "two")
+    samples = read_contents(Corpus.open(tmp_path / "corpus"), ("train",), samples=9).samples
+    assert [(sample.beginning[:3], sample.source) for sample in samples] == [
+        (name.encode(), str(tmp_path / name)) for name in ("one", "two")
+    ]
 
 
 def test_a_split_that_is_not_there_is_named(make_corpus: MakeCorpus) -> None:
