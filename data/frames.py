@@ -42,12 +42,20 @@ class Frames:
         self.shard_bytes_S: NDArray[np.int64] = np.array([shard.raw_bytes for shard in self._shards], np.int64)
 
     def read(self, run: Run, out: memoryview) -> FramePieces:
-        """Decode frames, or the beginning of them where ``out`` is shorter.
+        """Decode frames, and find the pieces that touch them.
 
         Raises:
             ShardError: The shard is missing, or a frame or its piece rows are damaged.
         """
         return self._reader(run.shard).read_frames(run.first_frame, run.frames, out, self._decompressor())
+
+    def decode(self, run: Run, out: memoryview) -> None:
+        """Decode frames, or the beginning of them where ``out`` is shorter.
+
+        Raises:
+            ShardError: The shard is missing, or a frame is damaged.
+        """
+        self._reader(run.shard).decode_frames(run.first_frame, run.frames, out, self._decompressor())
 
     def pieces(self, run: Run) -> FramePieces:
         """The pieces that touch frames.

@@ -4,17 +4,43 @@ Which window comes n-th is ``bytelm.data.order``'s to say, and what a window is 
 groups are in ``bytelm.data.window_pool``, and ``bytelm.data.batches`` makes batches of them.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.batches import BatchLoader, WindowBatch
+from bytelm.data.document_windows import DocumentWindows
 from bytelm.data.frames import Frames
-from bytelm.data.order import ORDER_VERSION
+from bytelm.data.order import MOST_LANES, ORDER_VERSION
 from bytelm.data.shards import Corpus
 from bytelm.data.window_pool import Plan, WindowPool
-from bytelm.data.windows import StreamWindows
+from bytelm.data.windows import StreamWindows, Windows
 
-__all__ = ["WindowBatch", "WindowLoader"]
+__all__ = ["Packing", "WindowBatch", "WindowLoader", "windows_of"]
+
+Packing = Literal["stream", "document"]
+
+
+def windows_of(
+    corpus: Corpus,
+    split: str,
+    packing: Packing,
+    *,
+    seed: int,
+    window_bytes: int,
+    prediction_heads: int,
+    most_lanes: int = MOST_LANES,
+) -> Windows:
+    """A split of a corpus as windows; the arguments are those of ``WindowLoader``, and of ``WindowOrder``."""
+    policy = StreamWindows if packing == "stream" else DocumentWindows
+    return policy(
+        Frames(corpus, split),
+        seed=seed,
+        window_bytes=window_bytes,
+        prediction_heads=prediction_heads,
+        most_lanes=most_lanes,
+    )
 
 
 class WindowLoader(BatchLoader):
@@ -30,6 +56,8 @@ class WindowLoader(BatchLoader):
         rank: Number of this process in [0, ranks); it gets the windows i with i mod ranks = rank.
         ranks: Number of processes.
         threads: Threads that decode ahead, at least 1.
+        packing: ``stream`` cuts windows one behind the other, across documents; ``document`` begins each with a
+            document and fills it with whole ones, see ``bytelm.data.document_windows``.
 
     Attributes:
         windows_per_epoch: Windows in one epoch, those of all ranks together.
@@ -55,15 +83,17 @@ class WindowLoader(BatchLoader):
         rank: int = 0,
         ranks: int = 1,
         threads: int = 1,
+        packing: Packing = "stream",
     ) -> None:
-        source = StreamWindows(
-            Frames(corpus, split), seed=seed, window_bytes=window_bytes, prediction_heads=prediction_heads
+        source = windows_of(
+            corpus, split, packing, seed=seed, window_bytes=window_bytes, prediction_heads=prediction_heads
         )
         self.windows_per_epoch = source.windows_per_epoch
         identity = {
             "order": ORDER_VERSION,
             "fingerprint": corpus.fingerprint,
             "split": split,
+            "packing": packing,
             "seed": seed,
             "window_bytes": window_bytes,
             "prediction_heads": prediction_heads,

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.batches import BatchLoader
-from bytelm.data.frames import Frames
+from bytelm.data.loader import Packing, windows_of
 from bytelm.data.order import MOST_LANES, ORDER_VERSION
 from bytelm.data.schedule import Schedule
 from bytelm.data.shards import Corpus
 from bytelm.data.window_pool import Plan, WindowPool
-from bytelm.data.windows import StreamWindows
 from bytelm.errors import CorpusError
 
 _LEAST_LANES: Final = 8
@@ -36,6 +35,7 @@ class MixtureLoader(BatchLoader):
         rank: Number of this process in [0, ranks); it gets the windows i with i mod ranks = rank.
         ranks: Number of processes.
         threads: Threads that decode ahead, at least 1.
+        packing: See ``WindowLoader``.
 
     Attributes:
         windows_per_epoch: Of each corpus.
@@ -58,6 +58,7 @@ class MixtureLoader(BatchLoader):
         rank: int = 0,
         ranks: int = 1,
         threads: int = 1,
+        packing: Packing = "stream",
     ) -> None:
         assert len(corpora) == len(weights)
         fingerprints = [corpus.fingerprint for corpus in corpora]
@@ -66,8 +67,10 @@ class MixtureLoader(BatchLoader):
                 raise CorpusError(f"{corpus.folder.address} is given twice; give it once, with the sum of its weights")
         lanes = max(_LEAST_LANES, MOST_LANES // len(corpora))
         sources = [
-            StreamWindows(
-                Frames(corpus, split),
+            windows_of(
+                corpus,
+                split,
+                packing,
                 seed=seed,
                 window_bytes=window_bytes,
                 prediction_heads=prediction_heads,
@@ -82,6 +85,7 @@ class MixtureLoader(BatchLoader):
             "lanes": lanes,
             "fingerprints": fingerprints,
             "split": split,
+            "packing": packing,
             "seed": seed,
             "window_bytes": window_bytes,
             "prediction_heads": prediction_heads,

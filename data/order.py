@@ -146,7 +146,7 @@ class WindowOrder:
         has_full = self._full_groups > 0
         self.most_windows = max(self._windows_each * has_full, int(self._joined_windows_G.max(initial=0)))
         self.most_bytes = max(full_bytes * has_full, int(joined_bytes_G.max(initial=0)))
-        self.lanes = _lane_count(self.groups, full_bytes if has_full else self.most_bytes, most_lanes)
+        self.lanes = lane_count(self.groups, full_bytes if has_full else self.most_bytes, most_lanes, _POOL_BYTES)
 
     def epoch(self, epoch: int) -> "EpochOrder":
         """The order of one epoch (0-based)."""
@@ -389,8 +389,16 @@ def _bounds(sizes: list[int], least_bytes: int) -> list[int]:
     return bounds
 
 
-def _lane_count(groups: int, group_bytes: int, most_lanes: int) -> int:
-    most = max(1, min(most_lanes, _POOL_BYTES * most_lanes // (MOST_LANES * max(group_bytes, 1))))
+def lane_count(groups: int, group_bytes: int, most_lanes: int, pool_bytes: int) -> int:
+    """How many lanes groups are dealt to.
+
+    Args:
+        groups: In an epoch.
+        group_bytes: Of one.
+        most_lanes: At most.
+        pool_bytes: What the groups of ``MOST_LANES`` lanes may have together; large groups get fewer lanes.
+    """
+    most = max(1, min(most_lanes, pool_bytes * most_lanes // (MOST_LANES * max(group_bytes, 1))))
     depth = max(1, -(-groups // most))
     # With few groups a lane, lanes of nearly equal length keep the end of the epoch as mixed as its beginning. With
     # many, the full number is worth more: ranks that divide it then decode disjoint groups.

@@ -164,6 +164,11 @@ class FramePieces:
     is_last: bool
 
     @property
+    def rows_P(self) -> NDArray[np.void]:  # noqa: N802
+        """All of ``rows``: where a piece begins within the shard, its source, kind and flags."""
+        return np.frombuffer(self.rows, _ROW_TYPE)
+
+    @property
     def offsets_P(self) -> NDArray[np.int64]:  # noqa: N802
         """Byte of the frame at which each begins, ascending from 0."""
         return (join_marks([self]) >> MARK_SHIFT).astype(np.int64)
@@ -196,16 +201,16 @@ class FramePieces:
     @property
     def sources_P(self) -> NDArray[np.int64]:  # noqa: N802
         """Index of the source that each comes from."""
-        return self._rows_P["source"].astype(np.int64)
+        return self._touching["source"].astype(np.int64)
 
     @property
     def kinds_P(self) -> NDArray[np.int64]:  # noqa: N802
         """Index of its kind."""
-        return self._rows_P["kind"].astype(np.int64)
+        return self._touching["kind"].astype(np.int64)
 
     @property
-    def _rows_P(self) -> NDArray[np.void]:  # noqa: N802
-        rows = np.frombuffer(self.rows, _ROW_TYPE)
+    def _touching(self) -> NDArray[np.void]:
+        rows = self.rows_P
         return rows[:-1] if int(rows["start"][-1]) >= self.begin + self.size else rows
 
 
@@ -441,7 +446,7 @@ class ShardReader:
         Args:
             first: The first of them.
             count: At least 1.
-            out: Writable, their raw bytes; where it is shorter, it gets the beginning of them.
+            out: Writable, their raw bytes.
             decompressor: One that no other thread uses at the same time.
 
         Returns:
@@ -451,13 +456,17 @@ class ShardReader:
             ShardError: A frame or its rows are damaged; ``out`` then holds nothing of use.
         """
         pieces = self.frame_pieces(first, count)
-        assert len(out) <= pieces.size
+        assert len(out) == pieces.size
+        self.decode_frames(first, count, out, decompressor)
+        return pieces
+
+    def decode_frames(self, first: int, count: int, out: memoryview, decompressor: zstandard.ZstdDecompressor) -> None:
+        """The same without the pieces; where ``out`` is shorter than the last frame needs, it gets the beginning."""
         for part in range(first, first + count, _FRAMES_AT_ONCE):
             end = min(part + _FRAMES_AT_ONCE, first + count)
             begin = (part - first) * self.frame_bytes
-            raw_bytes = min(pieces.size, (end - first) * self.frame_bytes) - begin
+            raw_bytes = min(self.raw_bytes, end * self.frame_bytes) - part * self.frame_bytes
             self._decode(part, end, out[begin : begin + raw_bytes], raw_bytes, decompressor)
-        return pieces
 
     def _decode(
         self, first: int, end: int, out: memoryview, raw_bytes: int, decompressor: zstandard.ZstdDecompressor
