@@ -65,6 +65,9 @@ class BatchLoader(ABC):
         batch_windows: B.
         rank: In [0, ranks).
         ranks: Processes that share the windows.
+
+    Attributes:
+        replaced_windows: Windows given so far that stand in for damaged ones; only where that was asked for.
     """
 
     def __init__(
@@ -84,7 +87,13 @@ class BatchLoader(ABC):
         self._rank = rank
         self._ranks = ranks
         self._most_batches = max(1, min(_BLOCK_BYTES // width, _BLOCK_WINDOWS) // batch_windows)
+        self.replaced_windows = 0
         self._begin(0)
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What was found damaged and replaced, one line for each place."""
+        return tuple(self._pool.damage)
 
     @abstractmethod
     def _plan(self, windows_N: NDArray[np.int64]) -> Plan:
@@ -115,6 +124,8 @@ class BatchLoader(ABC):
             self._next_window + (self._rank - self._next_window) % self._ranks,
             int(block.plan.epochs_N[begin]),
         )
+        if block.replaced_N is not None:
+            self.replaced_windows += int(np.count_nonzero(block.replaced_N[begin:end]))
         self._given = number + 1
         self._next_window += self._batch_windows * self._ranks
         return batch

@@ -17,9 +17,10 @@ from bytelm.data.shards import Corpus
 from bytelm.data.window_pool import Plan, WindowPool
 from bytelm.data.windows import StreamWindows, Windows
 
-__all__ = ["Packing", "WindowBatch", "WindowLoader", "windows_of"]
+__all__ = ["OnDamage", "Packing", "WindowBatch", "WindowLoader", "windows_of"]
 
 Packing = Literal["stream", "document"]
+OnDamage = Literal["stop", "replace"]
 
 
 def windows_of(
@@ -58,6 +59,8 @@ class WindowLoader(BatchLoader):
         threads: Threads that decode ahead, at least 1.
         packing: ``stream`` cuts windows one behind the other, across documents; ``document`` begins each with a
             document and fills it with whole ones, see ``bytelm.data.document_windows``.
+        on_damage: ``stop`` raises where a shard is missing or damaged; ``replace`` gives other windows of the epoch in
+            the place of those that cannot be read, always the same ones, and counts them.
 
     Attributes:
         windows_per_epoch: Windows in one epoch, those of all ranks together.
@@ -84,6 +87,7 @@ class WindowLoader(BatchLoader):
         ranks: int = 1,
         threads: int = 1,
         packing: Packing = "stream",
+        on_damage: OnDamage = "stop",
     ) -> None:
         source = windows_of(
             corpus, split, packing, seed=seed, window_bytes=window_bytes, prediction_heads=prediction_heads
@@ -99,7 +103,7 @@ class WindowLoader(BatchLoader):
             "prediction_heads": prediction_heads,
         }
         width = window_bytes + prediction_heads
-        pool = WindowPool([source], width=width, threads=threads)
+        pool = WindowPool([source], width=width, threads=threads, replace_damaged=on_damage == "replace")
         super().__init__(pool, identity, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks)
 
     def _plan(self, windows_N: NDArray[np.int64]) -> Plan:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.batches import BatchLoader
-from bytelm.data.loader import Packing, windows_of
+from bytelm.data.loader import OnDamage, Packing, windows_of
 from bytelm.data.order import MOST_LANES, ORDER_VERSION
 from bytelm.data.schedule import Schedule
 from bytelm.data.shards import Corpus
@@ -36,6 +36,7 @@ class MixtureLoader(BatchLoader):
         ranks: Number of processes.
         threads: Threads that decode ahead, at least 1.
         packing: See ``WindowLoader``.
+        on_damage: See ``WindowLoader``; windows are replaced by some of the same corpus.
 
     Attributes:
         windows_per_epoch: Of each corpus.
@@ -59,6 +60,7 @@ class MixtureLoader(BatchLoader):
         ranks: int = 1,
         threads: int = 1,
         packing: Packing = "stream",
+        on_damage: OnDamage = "stop",
     ) -> None:
         assert len(corpora) == len(weights)
         fingerprints = [corpus.fingerprint for corpus in corpora]
@@ -91,7 +93,7 @@ class MixtureLoader(BatchLoader):
             "prediction_heads": prediction_heads,
         }
         width = window_bytes + prediction_heads
-        pool = WindowPool(sources, width=width, threads=threads)
+        pool = WindowPool(sources, width=width, threads=threads, replace_damaged=on_damage == "replace")
         super().__init__(pool, identity, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks)
 
     @property

@@ -18,10 +18,11 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from bytelm.data.shard_file import ENDS, MARK_SHIFT, STARTS
-from bytelm.data.windows import Epoch, Windows
+from bytelm.data.windows import CutGroups, Epoch, Windows
 from bytelm.errors import ShardError
 
 _AHEAD_BYTES: Final = 32 << 20  # for groups that are decoded while others are still in use
+MOST_DAMAGE: Final = 100
 _NO_MARKS: Final = np.zeros(0, np.int64)
 _NO_SLOT: Final = -1
 _NO_KEY: Final = np.iinfo(np.int64).max
@@ -57,6 +58,7 @@ class Block:
         starts_M: A document begins there.
         ends_M: A document ends in front of it, within the window.
         first_marks: Number of each batch's first boundary, and at the end how many there are.
+        replaced_N: Windows that stand in for damaged ones; None where there are none.
     """
 
     plan: Plan
@@ -67,6 +69,7 @@ class Block:
     starts_M: NDArray[np.bool_]
     ends_M: NDArray[np.bool_]
     first_marks: list[int]
+    replaced_N: NDArray[np.bool_] | None
 
 
 _NOTHING_ASKED: Final[tuple[Plan | None, NDArray[np.int64]]] = None, np.zeros(0, np.int64)
@@ -79,12 +82,18 @@ class WindowPool:
         sources: What windows come from.
         width: W, bytes of a window.
         threads: How many decode.
+        replace_damaged: Where a group is damaged, take the next one of the epoch that is not, in its place.
+
+    Attributes:
+        damage: What was found damaged and replaced: one line for each group, the first ``MOST_DAMAGE`` of them.
     """
 
-    def __init__(self, sources: Sequence[Windows], *, width: int, threads: int) -> None:
+    def __init__(self, sources: Sequence[Windows], *, width: int, threads: int, replace_damaged: bool = False) -> None:
         self._sources = sources
         self._width = width
         self._threads = threads
+        self._replace_damaged = replace_damaged
+        self.damage: dict[str, None] = {}
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="bytelm-loader")
         self._first_groups: list[int] = np.cumsum([0, *(source.groups for source in sources)]).tolist()
         self._epochs: dict[tuple[int, int], Epoch] = {}
@@ -198,6 +207,7 @@ class WindowPool:
             starts_M=marks_M & STARTS != 0,
             ends_M=(marks_M & ENDS != 0) & (offsets_M > 0),
             first_marks=before_N[::batch_windows].tolist(),
+            replaced_N=np.isin(slots_N, list(self._stand_ins)) if self._stand_ins else None,
         )
 
     def _assign(self, keys_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -231,19 +241,42 @@ class WindowPool:
         """Decode groups, by source and epoch, into their slots; runs in a thread."""
         for source, epoch, slots_and_groups in work:
             slots, groups = zip(*slots_and_groups, strict=True)
-            begins = [slot * self._slot_bytes for slot in slots]
-            buffers = [self._memory[begin : begin + self._slot_bytes].data for begin in begins]
-            found = source.cut(epoch, groups, buffers)
+            found = source.cut(epoch, groups, [self._buffer(slot) for slot in slots])
             first_cell_G = np.array(slots) * self._columns - (np.cumsum(found.windows_G) - found.windows_G)
-            cells_N = np.repeat(first_cell_G, found.windows_G) + np.arange(len(found.starts_N))
-            self._starts[cells_N] = found.starts_N
-            self._first_marks[cells_N] = found.first_marks_N
-            self._mark_counts[cells_N] = found.mark_counts_N
-            if self._has_padding:
-                self._data_bytes[cells_N] = self._width if found.data_bytes_N is None else found.data_bytes_N
+            self._keep(found, np.repeat(first_cell_G, found.windows_G) + np.arange(len(found.starts_N)))
             for slot, marks_P in zip(slots, found.marks, strict=True):
                 self._marks[slot] = marks_P
-            self._failed.update({slots[number]: error for number, error in found.failed.items()})
+            for number, error in found.failed.items():
+                if not (self._replace_damaged and self._replaced(source, epoch, groups[number], slots[number])):
+                    self._failed[slots[number]] = error
+                elif len(self.damage) < MOST_DAMAGE:
+                    self.damage[str(error)] = None
+
+    def _keep(self, found: CutGroups, cells_N: NDArray[np.int64]) -> None:
+        self._starts[cells_N] = found.starts_N
+        self._first_marks[cells_N] = found.first_marks_N
+        self._mark_counts[cells_N] = found.mark_counts_N
+        if self._has_padding:
+            self._data_bytes[cells_N] = self._width if found.data_bytes_N is None else found.data_bytes_N
+
+    def _replaced(self, source: Windows, epoch: Epoch, group: int, slot: int) -> bool:
+        """Fill a slot from the next group that is sound, whose windows are given round and round."""
+        for step in range(1, source.groups):
+            found = source.cut(epoch, [(group + step) % source.groups], [self._buffer(slot)])
+            count = len(found.starts_N)
+            if count:
+                first = slot * self._columns
+                self._keep(found, np.arange(first, first + count))
+                for cells in (self._starts, self._first_marks, self._mark_counts, self._data_bytes):
+                    row = cells[first : first + self._columns]
+                    row[:] = np.resize(row[:count], len(row))
+                self._marks[slot] = found.marks[0]
+                self._stand_ins.add(slot)
+                return True
+        return False
+
+    def _buffer(self, slot: int) -> memoryview:
+        return self._memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes].data
 
     def _epoch(self, source: int, epoch: int) -> Epoch:
         if (source, epoch) not in self._epochs:
@@ -271,6 +304,7 @@ class WindowPool:
         for key in keys:
             slot = self._slot_of.pop(key)
             self._failed.pop(slot, None)
+            self._stand_ins.discard(slot)
             self._marks[slot] = _NO_MARKS
             self._free.append(slot)
         self._list_keys()
@@ -293,6 +327,7 @@ class WindowPool:
         self._marks = [_NO_MARKS] * count
         self._running: list[tuple[Future[None], list[int]]] = []
         self._failed: dict[int, ShardError] = {}
+        self._stand_ins: set[int] = set()
         self._slot_of: dict[int, int] = {}
         """Slots of the groups that are there or asked for, by key."""
         self._free = list(range(count))[::-1]

@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,8 +95,9 @@ def windows_in(batch: WindowBatch) -> list[Window]:
     ]
 
 
-def loader_of(corpus: Corpus, **settings: int) -> WindowLoader:
-    return WindowLoader(corpus, **{"window_bytes": T, "prediction_heads": K, "batch_windows": 5, "seed": 3, **settings})  # pyright: ignore[reportArgumentType]
+def loader_of(corpus: Corpus, **settings: Any) -> WindowLoader:
+    defaults: dict[str, Any] = {"window_bytes": T, "prediction_heads": K, "batch_windows": 5, "seed": 3}
+    return WindowLoader(corpus, **{**defaults, **settings})
 
 
 def take(loader: WindowLoader, windows: int) -> list[Window]:
@@ -254,6 +256,62 @@ def test_damage_is_raised_before_its_bytes_come_and_the_state_stays(corpus: Corp
         with pytest.raises(ShardError):
             next(loader)
         assert loader.state_dict()["window"] == len(good)
+
+
+@pytest.mark.parametrize("packing", ["stream", "document"])
+def test_damage_is_replaced_on_request_by_the_same_windows_for_everyone_and_counted(
+    make_corpus: MakeCorpus, packing: str
+) -> None:
+    chance = random.Random(3)
+    documents = [chance.randbytes(chance.choice([50, 700, 3000])) for _ in range(90)]
+    corpus = make_corpus(documents, shard_bytes=9000)
+    assert len(corpus.shards("train")) > 8
+    with loader_of(corpus, packing=packing) as loader:
+        count = loader.windows_per_epoch
+        whole = [bytes(row.tolist()) for _ in range(count) for row in next(loader).windows_BW][: 5 * count]
+    wrong = corpus.path / corpus.shards("train")[2].name
+    content = bytearray(wrong.read_bytes())
+    content[40] ^= 1
+    wrong.write_bytes(content)
+    found: dict[int, bytes] = {}
+    counts = set()
+    for ranks, threads in ((1, 1), (1, 3), (3, 2)):
+        replaced = 0
+        for rank in range(ranks):
+            with loader_of(
+                corpus, packing=packing, rank=rank, ranks=ranks, threads=threads, on_damage="replace"
+            ) as loader:
+                for _ in range(count // 15 * 3 // ranks):
+                    batch = next(loader)
+                    for row, window in enumerate(batch.windows_BW):
+                        number = batch.first_window + ranks * row
+                        assert found.setdefault(number, bytes(window.tolist())) == bytes(window.tolist())
+                replaced += loader.replaced_windows
+                assert all("is damaged" in line for line in loader.damage)
+                assert loader.damage
+        counts.add(replaced)
+    others = [number for number, window in found.items() if window != whole[number]]
+    assert len(counts) == 1
+    assert 0 < len(others) <= counts.pop() < count
+    assert {found[number] for number in others} <= set(whole)
+
+
+def test_a_missing_shard_is_replaced_on_request(make_corpus: MakeCorpus) -> None:
+    corpus = make_corpus([random.Random(number).randbytes(900) for number in range(60)], shard_bytes=4000)
+    (corpus.path / corpus.shards("train")[1].name).unlink()
+    with loader_of(corpus, on_damage="replace") as loader:
+        windows = take(loader, loader.windows_per_epoch)
+        assert len(windows) == loader.windows_per_epoch
+        assert 0 < loader.replaced_windows < loader.windows_per_epoch
+        assert len(loader.damage) == 1
+        assert "is missing" in loader.damage[0]
+
+
+def test_where_nothing_is_sound_nothing_is_replaced(corpus: Corpus) -> None:
+    for shard in corpus.shards("train"):
+        (corpus.path / shard.name).unlink()
+    with loader_of(corpus, on_damage="replace") as loader, pytest.raises(ShardError, match="is missing"):
+        next(loader)
 
 
 def test_a_shard_that_goes_missing_is_named(corpus: Corpus) -> None:
