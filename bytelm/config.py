@@ -122,6 +122,9 @@ class DataConfig(_Section):
         default=512, ge=2, le=1 << 20, description="context in bytes, in training and in generation"
     )
     loader_threads: int = Field(default=1, ge=1, le=64, description="threads that decode frames ahead of the model")
+    cache_bytes: int = Field(
+        default=10 << 30, ge=1 << 20, description="most bytes of a remote corpus that are kept on this machine's disk"
+    )
 
 
 class TrainConfig(_Section):

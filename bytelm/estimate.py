@@ -17,6 +17,7 @@ import torch
 
 from bytelm.checkpoint import Snapshot, checkpoint_bytes
 from bytelm.config import RunConfig
+from bytelm.data.shards import Corpus
 from bytelm.device import choose_device
 from bytelm.evaluate import bits_per_byte
 from bytelm.job import Job, PrecisionUsed, Resume, choose_precision, open_job, random_states
@@ -100,12 +101,12 @@ class Estimate:
     obstacle: str | None
 
 
-def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "never") -> Estimate:
+def estimate(config: RunConfig, corpus: Path | str, run: Path, *, resume: Resume = "never") -> Estimate:
     """Tell what a run will take, and refuse what the run would refuse.
 
     Args:
         config: All settings; one budget must be set.
-        corpus: Folder of the corpus.
+        corpus: Folder of the corpus, or its address.
         run: Folder of the run; it is not made.
         resume: As for ``bytelm.train.train``; what is left of the budget of a run that goes on is told.
 
@@ -135,7 +136,7 @@ def estimate(config: RunConfig, corpus: Path, run: Path, *, resume: Resume = "ne
         Snapshot(
             step=0,
             config=config,
-            corpus=str(corpus.resolve()),
+            corpus=Corpus.open(corpus).place,
             fingerprint="0" * 64,
             model=traced.model,
             average=traced.average,

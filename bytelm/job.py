@@ -18,6 +18,7 @@ from bytelm.attention import BackendChoice, choose_backend
 from bytelm.averaging import WeightAverage
 from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, set_aside
 from bytelm.config import PATH_OF_CONFIG, ModelConfig, RunConfig, TrainConfig
+from bytelm.data.cache import BlockCache, cache_folder
 from bytelm.data.loader import WindowLoader
 from bytelm.data.shards import Corpus
 from bytelm.device import choose_device
@@ -103,7 +104,7 @@ class Job:
         return Snapshot(
             step=self.state.step,
             config=self.config,
-            corpus=str(self.corpus.path.resolve()),
+            corpus=self.corpus.place,
             fingerprint=self.corpus.fingerprint,
             model=weights,
             average={} if self.average is None else {**weights, **self.average.tensors()},
@@ -150,14 +151,14 @@ class Job:
 
 
 def open_job(
-    stack: contextlib.ExitStack, config: RunConfig, corpus: Path, run: Path, resume: Resume, *, dry: bool = False
+    stack: contextlib.ExitStack, config: RunConfig, corpus: Path | str, run: Path, resume: Resume, *, dry: bool = False
 ) -> Job:
     """Start a run, or take it up where it was saved.
 
     Args:
         stack: Closes the loader's threads and the log.
         config: All settings.
-        corpus: Folder of the corpus.
+        corpus: Folder of the corpus, or its address.
         run: Folder of the run, made if missing.
         resume: See ``train``.
         dry: Refuse what must be refused, but touch nothing: what the job logs is lost, and it must not be saved.
@@ -171,7 +172,7 @@ def open_job(
     if begun and not dry:
         stack.enter_context(_sole_training(run))
     found = _checkpoint_to_resume(run, resume)
-    source = Corpus.open(corpus)
+    source = Corpus.open(corpus, cache=BlockCache(cache_folder(), config.data.cache_bytes))
     if found is not None:
         _check_same_run(found, config, source)
     _check_folder(run, found)
@@ -276,7 +277,7 @@ def _check_same_run(found: Found, config: RunConfig, corpus: Corpus) -> None:
     if corpus.fingerprint != saved.fingerprint:
         raise CheckpointError(
             f"{found.checkpoint} was trained on another corpus (fingerprint {saved.fingerprint[:12]}…, and "
-            f"{corpus.path} has {corpus.fingerprint[:12]}…); give --corpus {saved.corpus}, "
+            f"{corpus.place} has {corpus.fingerprint[:12]}…); give --corpus {saved.corpus}, "
             "or start another run with another --out"
         )
     for section, key in _KEPT_SETTINGS:
@@ -318,7 +319,7 @@ def _begin_folder(run: Path) -> Iterator[None]:
 
 
 def _prepare_folder(run: Path, config: RunConfig, corpus: Corpus, found: Found | None) -> tuple[str, ...]:
-    text = config_text(config, corpus=str(corpus.path.resolve()), fingerprint=corpus.fingerprint)
+    text = config_text(config, corpus=corpus.place, fingerprint=corpus.fingerprint)
     write_file(run / PATH_OF_CONFIG, text.encode())
     damaged = () if found is None else found.damaged
     return tuple(f"{reason} (renamed to {set_aside(checkpoint).name})" for checkpoint, reason in damaged)

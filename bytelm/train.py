@@ -44,7 +44,7 @@ from bytelm.step import Learnt, learn, load
 
 def train(
     config: RunConfig,
-    corpus: Path,
+    corpus: Path | str,
     run: Path,
     *,
     resume: Resume = "never",
@@ -57,7 +57,7 @@ def train(
 
     Args:
         config: All settings; one budget must be set.
-        corpus: Folder of the corpus; on resume the one that the run was started with.
+        corpus: Folder of the corpus, or its address; on resume the one that the run was started with.
         run: Folder of the run, made if missing.
         resume: ``never`` refuses a run that has checkpoints, ``require`` one that has none; ``auto`` goes on if it
             can and starts otherwise.

@@ -29,7 +29,8 @@ class ResumeChoice(enum.StrEnum):
 
 def train(
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", help="Folder of the corpus; a resumed run remembers its own.")
+        str | None,
+        typer.Option("--corpus", metavar="DIR", help="The corpus, here or at s3://…; a resumed run remembers its own."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run, made if missing.")] = None,
     preset: Annotated[
@@ -129,13 +130,13 @@ def _config(preset: str | None, changes: list[str]) -> "RunConfig":
     return RunConfig.build(preset or _DEFAULT_PRESET, changes)
 
 
-def _resumed(run: Path, preset: str | None, changes: list[str], corpus: Path | None) -> "tuple[RunConfig, Path]":
+def _resumed(run: Path, preset: str | None, changes: list[str], corpus: str | None) -> "tuple[RunConfig, str]":
     """The run's own settings and corpus, with what was asked for now on top."""
     from bytelm.checkpoint import read_run
 
     config, own_corpus = read_run(run)
     config = config.with_changes(changes) if preset is None else _config(preset, changes)
-    return config, corpus or Path(own_corpus)
+    return config, corpus or own_corpus
 
 
 def _summary(started: "Started", finished: "Finished") -> dict[str, Any]:

@@ -20,6 +20,7 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from bytelm.data.cache import BlockCache, CachedFile
 from bytelm.data.index import (
     DIGEST_BYTES,
     DIGESTS_NAME,
@@ -33,7 +34,7 @@ from bytelm.data.index import (
     ShardEntry,
     fingerprint_of,
 )
-from bytelm.data.shard_file import ShardReader
+from bytelm.data.shard_file import RangeReader, ShardReader
 from bytelm.data.storage import Folder, StoredFile, folder_at
 from bytelm.errors import CorpusError
 
@@ -78,16 +79,19 @@ class Corpus(Index):
 
     Attributes:
         folder: Where it is.
+        cache: Where blocks of remote shards are kept.
     """
 
     folder: Folder
+    cache: BlockCache | None = None
 
     @classmethod
-    def open(cls, address: Path | str | Folder) -> "Corpus":
+    def open(cls, address: Path | str | Folder, *, cache: BlockCache | None = None) -> "Corpus":
         """Open a corpus.
 
         Args:
             address: Its folder, here or behind an address such as ``s3://bucket/corpus``.
+            cache: Where blocks of remote shards are kept; one of this machine needs none.
 
         Raises:
             CorpusError: There is none, it was not finished, its index is damaged or of an unknown version.
@@ -105,18 +109,23 @@ class Corpus(Index):
                 f"cannot read {folder.address}/{INDEX}: {error.strerror or error}; check the disk and the permissions"
             ) from error
         index = Index.from_text(content, f"{folder.address}/{INDEX}")
-        return cls.of(index, folder)
+        return cls.of(index, folder, cache=cache)
 
     @classmethod
-    def of(cls, index: Index, folder: Folder) -> "Corpus":
+    def of(cls, index: Index, folder: Folder, *, cache: BlockCache | None = None) -> "Corpus":
         """The corpus of an index that was read already."""
-        return cls(folder=folder, **{field.name: getattr(index, field.name) for field in fields(Index)})
+        return cls(folder=folder, cache=cache, **{field.name: getattr(index, field.name) for field in fields(Index)})
 
     @property
     def path(self) -> Path:
         """Its folder, for a corpus of this machine; a remote one has none, and ``folder.address`` names both."""
         assert self.folder.local is not None
         return self.folder.local
+
+    @property
+    def place(self) -> str:
+        """Where it is, whatever the working folder: an absolute path, or its address."""
+        return self.folder.address if self.folder.local is None else str(self.folder.local.resolve())
 
     def shards(self, split: str) -> tuple[ShardEntry, ...]:
         """Shards of a split, in order.
@@ -148,9 +157,13 @@ class Corpus(Index):
         Raises:
             ShardError: Missing, truncated, damaged, of an unknown version, or not the one that the index names.
         """
-        local = self.folder.local
-        source = StoredFile(self.folder, shard.name) if local is None else local / shard.name
-        return ShardReader(source, expected_hash=shard.hash)
+        return ShardReader(self._file_of(shard), expected_hash=shard.hash)
+
+    def _file_of(self, shard: ShardEntry) -> Path | RangeReader:
+        if self.folder.local is not None:
+            return self.folder.local / shard.name
+        stored = StoredFile(self.folder, shard.name)
+        return stored if self.cache is None else CachedFile(stored, shard.hash, self.cache)
 
     def read_digests(self) -> bytes:
         """The digests of all documents, ``DIGEST_BYTES`` each, in the order in which they were put in.
