@@ -15,9 +15,9 @@ give uint8 tensors of (B, T) or (B, T + K); T bytes a window are counted. What e
     litdata raw         StreamingDataset and StreamingDataLoader with TokensLoader: uint8 chunks of 64 MB, uncompressed,
                         memory-mapped; chunks shuffled, then blocks of 256 windows and windows in them; resumes. No
                         checksums, no boundaries
-    litdata zstd        the same with chunks compressed whole at level 3: each is decompressed into a file of its cache
-                        first, and mapped there. The cache is emptied before each pass, which makes it a first epoch;
-                        later ones read the uncompressed cache, which is "litdata raw". No checksums here either
+    litdata zstd        the same with chunks compressed whole at level 3: it decompresses each into a file, which takes
+                        the compressed one's place in the folder, and maps that. Before each pass the folder is as it
+                        was written, which makes it a first epoch; later ones are "litdata raw". No checksums
     webdataset          tar files of 64 MB, one window a member, uncompressed; tars shuffled, then a buffer of 16 MiB.
                         No checksums; no resume: a second run begins elsewhere
     datasets parquet    Hugging Face datasets, streaming, a window a row, zstd level 3, Arrow tables, which is its fast
@@ -235,10 +235,6 @@ def _memory_map(window_bytes: int, batch_windows: int) -> Loader:
 # --- litdata
 
 
-def _litdata_folder(work: Path, compression: str | None) -> Path:
-    return work / ("litdata-zstd" if compression else "litdata")
-
-
 def uint8_blocks(path: str) -> Iterator[Any]:
     """The bytes of a file as tensors of a megabyte, as litdata asks for them; found by name in its own process."""
     import torch
@@ -248,7 +244,7 @@ def uint8_blocks(path: str) -> Iterator[Any]:
             yield torch.frombuffer(bytearray(block), dtype=torch.uint8)
 
 
-def _prepare_litdata(compression: str | None) -> Callable[[Path], None]:
+def _prepare_litdata(folder: str, compression: str | None) -> Callable[[Path], None]:
     def prepare(work: Path) -> None:
         litdata = importlib.import_module("litdata")
         more = {"compression": compression, "compression_level": "chunk"} if compression else {}
@@ -256,7 +252,7 @@ def _prepare_litdata(compression: str | None) -> Callable[[Path], None]:
             litdata.optimize(
                 fn=uint8_blocks,
                 inputs=[str(raw_file(work))],
-                output_dir=str(_litdata_folder(work, compression)),
+                output_dir=str(work / folder),
                 chunk_bytes=CHUNK_BYTES,
                 item_loader=litdata.TokensLoader(),
                 num_workers=1,
@@ -269,14 +265,13 @@ def _prepare_litdata(compression: str | None) -> Callable[[Path], None]:
 
 
 def _litdata(compression: str | None, window_bytes: int, batch_windows: int) -> Loader:
-    def cache(work: Path) -> Path:
-        return work / "litdata-cache"
+    written = "litdata" if compression is None else "litdata-zstd"
+    folder = written if compression is None else "litdata-zstd-read"
 
     def read(work: Path, state: Any) -> Reading:
         litdata = importlib.import_module("litdata")
         dataset = litdata.StreamingDataset(
-            str(_litdata_folder(work, compression)),
-            cache_dir=str(cache(work)) if compression else None,
+            str(work / folder),
             item_loader=litdata.TokensLoader(block_size=window_bytes),
             shuffle=True,
             drop_last=True,
@@ -287,16 +282,16 @@ def _litdata(compression: str | None, window_bytes: int, batch_windows: int) -> 
             loader.load_state_dict(state)
         return Reading(iter(loader), loader.state_dict)
 
-    def forget(work: Path) -> None:
-        shutil.rmtree(cache(work), ignore_errors=True)
-        cache(work).mkdir()
+    def restore(work: Path) -> None:
+        shutil.rmtree(work / folder, ignore_errors=True)
+        shutil.copytree(work / written, work / folder, copy_function=os.link)
 
     return Loader(
         read,
-        prepare=_prepare_litdata(compression),
+        prepare=_prepare_litdata(written, compression),
         needs=("litdata", "zstd") if compression else ("litdata",),
         imports=("torch", "litdata"),
-        before=forget if compression else lambda _: None,
+        before=restore if compression else lambda _: None,
     )
 
 
