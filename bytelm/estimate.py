@@ -9,6 +9,7 @@ import contextlib
 import math
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from bytelm.checkpoint import Snapshot, checkpoint_bytes
 from bytelm.config import RunConfig
 from bytelm.data.shards import Corpus
 from bytelm.device import choose_device
-from bytelm.evaluate import bits_per_byte
+from bytelm.evaluate import BATCH_IDS, bits_per_byte
 from bytelm.job import Job, PrecisionUsed, Resume, choose_precision, open_job, random_states
 from bytelm.memory import (
     StepMemory,
@@ -223,14 +224,20 @@ def _left(job: Job, elapsed_s: float, step_bytes: int, step_s: float, validation
 def _validation_s(job: Job) -> float:
     """Seconds of one validation, from a part of it where all of it takes long."""
     total = sum(map(len, job.held_out))
-    scored, begun_s = 0, time.perf_counter()
-    for document in job.held_out:
+    scored, begun_s, left = 0, time.perf_counter(), iter(job.held_out)
+    while time.perf_counter() - begun_s < _VALIDATED_S and (some := _some_of(left)):
         with job.autocast():
-            bits_per_byte(job.model, [document], context_bytes=job.config.data.window_bytes)
-        scored += len(document)
-        if time.perf_counter() - begun_s >= _VALIDATED_S:
-            break
+            bits_per_byte(job.model, some, context_bytes=job.config.data.window_bytes)
+        scored += sum(map(len, some))
     return (time.perf_counter() - begun_s) * total / scored if scored else 0.0
+
+
+def _some_of(documents: Iterator[bytes]) -> list[bytes]:
+    """The next documents, enough to fill the batches of a validation."""
+    some: list[bytes] = []
+    while sum(map(len, some)) < 2 * BATCH_IDS and (document := next(documents, None)) is not None:
+        some.append(document)
+    return some
 
 
 def _step_bytes(config: RunConfig) -> int:

@@ -25,7 +25,7 @@ from bytelm.vocab import EOD
 
 _EXCERPT_WINDOWS: Final = 8
 
-_BATCH_IDS: Final = 8192
+BATCH_IDS: Final = 8192
 """Ids that are scored at a time: enough to fill a processor, little beside the weights."""
 
 _WINDOWS_SORTED: Final = 256
@@ -258,7 +258,7 @@ def _batches(windows: Iterator[_Window]) -> Iterator[list[_Window]]:
     while pool := list(itertools.islice(windows, _WINDOWS_SORTED)):
         pool.sort(key=lambda window: window.reads, reverse=True)
         while pool:
-            rows = max(1, _BATCH_IDS // pool[0].reads)
+            rows = max(1, BATCH_IDS // pool[0].reads)
             yield pool[:rows]
             del pool[:rows]
 

@@ -640,4 +640,4 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_is_not(corpus: Pat
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_thirty_times_equals_one_that_is_not(corpus: Path, tmp_path: Path) -> None:
-    kill_and_resume(corpus, tmp_path, kills=30, steps=4000)
+    kill_and_resume(corpus, tmp_path, kills=30, steps=2500)
