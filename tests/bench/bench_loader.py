@@ -1,6 +1,6 @@
 """How fast bytes come out of a corpus, beside zstd itself, a memory map and the loaders of others.
 
-    python tests/bench/bench_loader.py [--data FOLDER] [--repeats 5] [--quick] [--only NAME ...]
+    python tests/bench/bench_loader.py [--data FOLDER] [--repeats 4] [--quick] [--only NAME ...]
 
 Measured is what a training has to give away: MB of windows delivered for each second of processor time, user and
 system, of the loader's process with all of its threads and children. One core for all: every loader runs in a process
@@ -243,7 +243,7 @@ def main() -> None:
     """Measure everything and print."""
     parser = argparse.ArgumentParser(description="See the beginning of this file.")
     parser.add_argument("--data", type=Path, help="folder of raw files; default: the Python standard library")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="one repeat, one epoch, without zstd 19")
     parser.add_argument("--only", nargs="*", help="names of loaders")
     parser.add_argument(
