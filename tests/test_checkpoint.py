@@ -1,4 +1,5 @@
 import json
+import random
 import resource
 import shutil
 import signal
@@ -270,6 +271,55 @@ def test_a_checkpoint_under_the_name_of_another_step_is_noticed(saved: Path) -> 
     newest(saved).rename(place)
     with pytest.raises(CheckpointError, match="step 20"):
         load_model(place)
+
+
+def damaged_at_random(checkpoint: Path, other: Path, draw: random.Random) -> str:
+    """Damage a checkpoint in one of the ways in which disks, copies and people do; tells how."""
+    name = draw.choice(FILES)
+    path = checkpoint / name
+    content = path.read_bytes()
+    kind = draw.choice(["flip", "flip", "cut", "longer", "zeros", "gone", "of another", "swapped", "moved"])
+    if kind == "flip":
+        place = draw.randrange(len(content))
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :])
+    elif kind == "cut":
+        path.write_bytes(content[: draw.randrange(len(content))])
+    elif kind == "longer":
+        path.write_bytes(content + draw.randbytes(draw.randrange(1, 100)))
+    elif kind == "zeros":  # a page that was never written
+        place = draw.randrange(len(content))
+        changed = content[:place] + bytes(len(content[place : place + 4096])) + content[place + 4096 :]
+        path.write_bytes(changed if changed != content else content[:-1])
+    elif kind == "gone":
+        path.unlink()
+    elif kind == "of another":
+        path.write_bytes((other / name).read_bytes() if name != "config.toml" else b"")
+    elif kind == "swapped":
+        second = checkpoint / draw.choice([one for one in FILES if one != name])
+        path.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+    else:  # a piece of it that stands somewhere else
+        start, size = draw.randrange(len(content)), draw.randrange(1, 5000)
+        piece, rest = content[start : start + size], content[:start] + content[start + size :]
+        changed = piece + rest
+        path.write_bytes(changed if changed != content else b"")
+    return f"{name}: {kind}"
+
+
+def test_of_five_hundred_random_damages_none_goes_unnoticed(saved: Path) -> None:
+    draw = random.Random(0)
+    other, checkpoint = checkpoints(saved)
+    whole = {name: (checkpoint / name).read_bytes() for name in FILES}
+    for _ in range(500):
+        what = damaged_at_random(checkpoint, other, draw)
+        try:
+            load_snapshot(checkpoint)
+        except CheckpointError:
+            for name, content in whole.items():
+                (checkpoint / name).write_bytes(content)
+        else:
+            pytest.fail(f"not noticed: {what}")
+    load_snapshot(checkpoint)
 
 
 def test_a_version_that_is_not_known_is_refused_with_what_to_do(saved: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bytelm.checkpoint import checkpoints, load_model
+from bytelm.checkpoint import checkpoints, load_model, load_snapshot
 from bytelm.cli import app
 from bytelm.cli.dashboard import TrainingView
 from bytelm.cli.quantities import duration, parse_duration, parse_size, size
@@ -212,6 +212,40 @@ def test_a_signal_saves_and_tells_the_command_that_goes_on(
     assert checkpoints(run)[-1].name == f"step-{result['step'] + 1:08d}"
 
 
+def log_of(run: Path) -> list[tuple[str, int]]:
+    return [(record["kind"], record["step"]) for record in read_log(run)]
+
+
+def test_a_signal_in_the_middle_of_a_validation_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    (tmp_path / "text").write_text(" ".join(draw.choices(["the", "byte", "window", "head"], k=120_000)))
+    ingest([tmp_path / "text"], tmp_path / "corpus", validation_fraction=0.5)
+    run = tmp_path / "run"
+    # Half a million windows: minutes.
+    words = ["--set=train.validation_bytes=10000000", "--set=train.log_every_steps=1", "--set=data.window_bytes=8"]
+    words = command(tmp_path / "corpus", run, *words, "--set=train.validate_every_steps=1", "--steps", "2")
+    process = start(words)
+    wait_for_a_step(run, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert log_of(run) == [("step", 1)]
+    assert load_snapshot(checkpoints(run)[-1]).progress["safety"]["validation_due"]
+
+
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(command(corpus, run, "--steps", "1000000", "--set=train.save_every_steps=3"))
+    while not list((run / "checkpoints").glob(".*.part")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    step = load_snapshot(checkpoints(run)[-1]).step
+    assert not list((run / "checkpoints").glob(".*.part"))
+    assert app.run(["train", "--out", str(run), "--resume", "auto", "--steps", str(step + 1)]) == 0
+
+
 def test_a_second_signal_leaves_at_once_with_what_was_saved(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # One step of this takes longer than any test should wait for.
@@ -281,6 +315,7 @@ def test_figures_that_are_unknown_are_a_dash(capsys: pytest.CaptureFixture[str])
             bytes_per_second=1.0,
             peak_memory_bytes=1,
             skipped_steps=5,
+            replaced_windows=0,
         )
     )
     assert "– (–) bits per byte" in (line := capsys.readouterr().err)
@@ -331,6 +366,7 @@ def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
             bytes_per_second=40_000.0,
             peak_memory_bytes=500_000_000,
             skipped_steps=0,
+            replaced_windows=0,
         )
     )
     view.show(
