@@ -75,7 +75,7 @@ def test_ctrl_c_while_ingesting_says_so_and_exits_130(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(tmp_path.glob("corpus/*.part")):
+    while process.poll() is None and not (tmp_path / "corpus" / ".ingest" / "job.json").exists():
         os.sched_yield()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
