@@ -10,6 +10,7 @@ from typing import Any, Final
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
 from bytelm.data.kinds import GROUPS
@@ -127,6 +128,8 @@ def length_bars(histogram: Sequence[tuple[int, int]], quantiles: Mapping[str, in
             axes.annotate(name, (length, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9)
         axes.set_xlabel("bytes")
         axes.set_ylabel("documents")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         return _svg(figure)
 
 
@@ -142,7 +145,7 @@ def byte_bars(counts: Sequence[int]) -> str:
         used = [byte for byte, count in enumerate(counts) if count]
         axes.bar(used, [counts[byte] / total for byte in used], width=1.0, **_BARS)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.9f}".rstrip("0").rstrip(".") + "%")
         axes.set_xlim(-1, 256)
         axes.set_xticks([*range(0, 256, 32), 255], [f"{byte:02x}" for byte in [*range(0, 256, 32), 255]])
         axes.set_xlabel("byte, hexadecimal")
