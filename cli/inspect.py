@@ -152,6 +152,7 @@ def _inspect_run(path: Path, *, as_json: bool) -> None:
 
     checkpoint = find_checkpoint(path)
     snapshot = load_snapshot(checkpoint)
+    corpus: str | list[str] = snapshot.corpus
     parts: dict[str, int] = {}
     for name, tensor in snapshot.model.items():
         part = {"layers": "trunk"}.get(name.split(".")[0], name.split(".")[0])
@@ -160,7 +161,8 @@ def _inspect_run(path: Path, *, as_json: bool) -> None:
         "checkpoint": name_of(checkpoint),
         "step": snapshot.step,
         "bytes_seen": snapshot.progress["bytes_seen"],
-        "corpus": name_of(snapshot.corpus),
+        # One corpus, or a list of several with their weights: as the run has them.
+        "corpus": name_of(corpus) if isinstance(corpus, str) else [name_of(one) for one in corpus],
         "corpus_fingerprint": snapshot.fingerprint,
         "parameters": {**parts, "total": sum(parts.values())},
         "files": {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir())},

@@ -58,7 +58,10 @@ def run_view(facts: Mapping[str, Any]) -> RenderableType:
         Text(f"checkpoint {console.shown(facts['checkpoint'])}", "bold"),
         Text(f"step {facts['step']:,}, {size(facts['bytes_seen'])} seen"),
         Text(f"{facts['parameters']['total']:,} parameters: {parameters}"),
-        Text(f"corpus {console.shown(facts['corpus'])}, fingerprint {facts['corpus_fingerprint']}"),
+        *(
+            Text(f"corpus {console.shown(place)}, fingerprint {fingerprint}")
+            for place, fingerprint in zip(_listed(facts["corpus"]), _listed(facts["corpus_fingerprint"]), strict=True)
+        ),
         Text("files, each as its checksum says:", "bold"),
         *(Text(f"  {name}  {size(length)}") for name, length in facts["files"].items()),
         Text("settings:", "bold"),
@@ -66,6 +69,10 @@ def run_view(facts: Mapping[str, Any]) -> RenderableType:
     for part, settings in facts["config"].items():
         lines += [Text(f"  {part}.{name} = {console.shown(str(value))}") for name, value in settings.items()]
     return Group(*lines)
+
+
+def _listed(found: str | list[str]) -> list[str]:
+    return [found] if isinstance(found, str) else found
 
 
 def _heading(facts: Mapping[str, Any]) -> RenderableType:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bytelm.checkpoint import latest_checkpoint, load_model
 from bytelm.cli import app
-from bytelm.cli.inspect_view import corpus_view
+from bytelm.cli.inspect_view import corpus_view, run_view
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
@@ -287,6 +287,14 @@ def test_a_run_shows_its_newest_checkpoint(run: Path, corpus: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert f"{found['parameters']['total']:,} parameters" in shown
     assert "heads.count = 3" in shown
+
+
+def test_several_corpora_of_a_run_stand_one_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = inspected([str(run)], capsys) | {"corpus": ["a:0.7", "b:0.3"], "corpus_fingerprint": ["1f", "2e"]}
+    terminal = Console(width=80, markup=False, highlight=False)
+    with terminal.capture() as captured:
+        terminal.print(run_view(facts))
+    assert "corpus a:0.7, fingerprint 1f\ncorpus b:0.3, fingerprint 2e\n" in captured.get()
 
 
 def test_options_of_a_corpus_are_refused_for_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
