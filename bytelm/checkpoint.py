@@ -70,10 +70,10 @@ class Snapshot:
     step: int
     """Optimizer steps done."""
     config: RunConfig
-    corpus: str
-    """Where the corpus was, as an absolute path."""
-    fingerprint: str
-    """Which corpus it was."""
+    corpus: str | list[str]
+    """Where the corpus was, from any folder; or where several were, each with its weight."""
+    fingerprint: str | list[str]
+    """Which corpus it was, or which."""
     model: Mapping[str, Tensor]
     """Weights by name, as they are trained."""
     average: Mapping[str, Tensor] = field(default_factory=dict)
@@ -284,8 +284,8 @@ def checkpoint_bytes(snapshot: Snapshot) -> int:
     return sum(map(_tensor_file_bytes, _tensors_by_file(snapshot).values())) + len(text) + _OTHER_TEXT_BYTES
 
 
-def read_corpus(path: Path) -> tuple[str, str]:
-    """Where the corpus of a run was, and its fingerprint.
+def read_corpus(path: Path) -> tuple[str | list[str], str | list[str]]:
+    """Where the corpus of a run was, and its fingerprint; lists where there were several.
 
     Args:
         path: Folder of a run or of one checkpoint.
@@ -299,8 +299,8 @@ def read_corpus(path: Path) -> tuple[str, str]:
     return state["corpus"], state["fingerprint"]
 
 
-def read_run(run: Path) -> tuple[RunConfig, str]:
-    """Settings of a run as its ``config.toml`` has them now, and where its corpus was.
+def read_run(run: Path) -> tuple[RunConfig, str | list[str]]:
+    """Settings of a run as its ``config.toml`` has them now, and where its corpus was, or several with weights.
 
     Raises:
         CheckpointError: There is no ``config.toml``, or it names no corpus.
@@ -317,7 +317,7 @@ def read_run(run: Path) -> tuple[RunConfig, str]:
         ) from error
 
 
-def config_text(config: RunConfig, *, corpus: str, fingerprint: str) -> str:
+def config_text(config: RunConfig, *, corpus: str | list[str], fingerprint: str | list[str]) -> str:
     """Text of ``config.toml``, for a run and for each of its checkpoints."""
     return config.to_toml(bytelm=bytelm.__version__, corpus=corpus, corpus_fingerprint=fingerprint)
 

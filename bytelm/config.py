@@ -22,6 +22,8 @@ HeadFamily = Literal["linear", "mlp", "transformer", "causal", "anticausal", "sh
 BackwardMode = Literal["auto", "naive", "sequential", "checkpoint"]
 Curriculum = Literal["none", "forward", "reverse"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Packing = Literal["stream", "document"]
+OnDamage = Literal["stop", "replace"]
 AttentionBackend = Literal["torch", "flex", "xformers", "reference"]
 AttentionSetting = Literal["auto", "torch", "flex", "xformers", "reference"]
 OptimizerKind = Literal["adamw", "muon"]
@@ -122,6 +124,14 @@ class DataConfig(_Section):
         default=512, ge=2, le=1 << 20, description="context in bytes, in training and in generation"
     )
     loader_threads: int = Field(default=1, ge=1, le=64, description="threads that decode frames ahead of the model")
+    packing: Packing = Field(
+        default="stream",
+        description="stream cuts windows across documents; document begins each with one and fills it with whole ones",
+    )
+    on_damage: OnDamage = Field(
+        default="stop",
+        description="a damaged shard: stop there, or replace its windows by others of the corpus, counted",
+    )
     cache_bytes: int = Field(
         default=10 << 30, ge=1 << 20, description="most bytes of a remote corpus that are kept on this machine's disk"
     )
@@ -308,7 +318,7 @@ class RunConfig(_Section):
         tree.pop("made_by", None)
         return cls.from_tree(tree)
 
-    def to_toml(self, **made_by: str) -> str:
+    def to_toml(self, **made_by: str | list[str]) -> str:
         """Text of ``config.toml``.
 
         Args:

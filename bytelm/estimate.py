@@ -18,7 +18,7 @@ import torch
 
 from bytelm.checkpoint import Snapshot, checkpoint_bytes
 from bytelm.config import RunConfig
-from bytelm.data.shards import Corpus
+from bytelm.corpora import Given, open_corpora
 from bytelm.device import choose_device
 from bytelm.evaluate import BATCH_IDS, bits_per_byte
 from bytelm.job import Job, PrecisionUsed, Resume, choose_precision, open_job, random_states
@@ -102,12 +102,12 @@ class Estimate:
     obstacle: str | None
 
 
-def estimate(config: RunConfig, corpus: Path | str, run: Path, *, resume: Resume = "never") -> Estimate:
+def estimate(config: RunConfig, corpus: Given, run: Path, *, resume: Resume = "never") -> Estimate:
     """Tell what a run will take, and refuse what the run would refuse.
 
     Args:
         config: All settings; one budget must be set.
-        corpus: Folder of the corpus, or its address.
+        corpus: Folder or address of the corpus, or several with weights.
         run: Folder of the run; it is not made.
         resume: As for ``bytelm.train.train``; what is left of the budget of a run that goes on is told.
 
@@ -137,7 +137,7 @@ def estimate(config: RunConfig, corpus: Path | str, run: Path, *, resume: Resume
         Snapshot(
             step=0,
             config=config,
-            corpus=Corpus.open(corpus).place,
+            corpus=open_corpora(corpus, config).place,
             fingerprint="0" * 64,
             model=traced.model,
             average=traced.average,

@@ -49,6 +49,8 @@ class Progress:
     peak_memory_bytes: int
     skipped_steps: int
     """Steps of the run so far whose loss or gradient was not finite, and which changed no weight."""
+    replaced_windows: int
+    """Windows since this start that stand in for damaged ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,14 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """A part of a corpus is damaged, and other windows stand in for its own."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolledBack:
     """The run went back, and goes on at half the learning rate."""
 
@@ -115,4 +125,4 @@ class Finished:
     checkpoint: Path
 
 
-Event = Started | Progress | Validation | Saved | Refused | Skipped | RolledBack | Finished
+Event = Started | Progress | Validation | Saved | Refused | Skipped | Replaced | RolledBack | Finished

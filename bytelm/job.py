@@ -18,12 +18,10 @@ from bytelm.attention import BackendChoice, choose_backend
 from bytelm.averaging import WeightAverage
 from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, set_aside
 from bytelm.config import PATH_OF_CONFIG, ModelConfig, RunConfig, TrainConfig
-from bytelm.data.cache import BlockCache, cache_folder
-from bytelm.data.loader import WindowLoader
-from bytelm.data.shards import Corpus
+from bytelm.corpora import Corpora, Given, open_corpora
+from bytelm.data.batches import BatchLoader
 from bytelm.device import choose_device
 from bytelm.errors import CheckpointError, StorageError
-from bytelm.evaluate import some_bytes
 from bytelm.files import locked, refusals_named, write_file
 from bytelm.model import ByteLM
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -43,6 +41,7 @@ _KEPT_SETTINGS: Final = (
     *(("model", key) for key in ModelConfig.model_fields),
     *(("heads", key) for key in ("family", "count", "keep_parameters_equal")),
     ("data", "window_bytes"),
+    ("data", "packing"),
     ("train", "seed"),
     ("train", "optimizer"),
 )
@@ -54,7 +53,7 @@ class Job:
     """Everything that a running training holds. ``open_job`` makes one."""
 
     config: RunConfig
-    corpus: Corpus
+    corpora: Corpora
     run: Path
     device: torch.device
     precision: PrecisionUsed
@@ -64,7 +63,7 @@ class Job:
     optimizer: Optimizer
     average: WeightAverage | None
     """Of the weights, where one is kept."""
-    loader: WindowLoader
+    loader: BatchLoader
     loader_beginning: dict[str, Any]
     """The loader's state at the run's beginning."""
     saver: Saver
@@ -104,8 +103,8 @@ class Job:
         return Snapshot(
             step=self.state.step,
             config=self.config,
-            corpus=self.corpus.place,
-            fingerprint=self.corpus.fingerprint,
+            corpus=self.corpora.place,
+            fingerprint=self.corpora.fingerprint,
             model=weights,
             average={} if self.average is None else {**weights, **self.average.tensors()},
             optimizer=optimizer_tensors(self.optimizer, self.model),
@@ -133,7 +132,7 @@ class Job:
             torch.manual_seed(self.config.train.seed)
             self.model.load_state_dict(ByteLM(self.config.model, self.config.heads).state_dict())
             load_optimizer_tensors(self.optimizer, self.model, {})
-            self.loader.load_state_dict(self.loader_beginning)
+            self.corpora.load_state(self.loader, self.loader_beginning)
             state.step, state.bytes_seen = 0, 0
             state.meter, state.safety = Meter.empty(self.config.heads.count), Safety()
             average = {}
@@ -141,7 +140,7 @@ class Job:
             progress = snapshot.progress
             self.model.load_state_dict(snapshot.model)
             load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
-            self.loader.load_state_dict(progress["loader"])
+            self.corpora.load_state(self.loader, progress["loader"])
             state.step, state.bytes_seen = snapshot.step, progress["bytes_seen"]
             state.meter, state.safety = Meter(**progress["meter"]), Safety(**progress.get("safety", {}))
             average = snapshot.average
@@ -151,14 +150,14 @@ class Job:
 
 
 def open_job(
-    stack: contextlib.ExitStack, config: RunConfig, corpus: Path | str, run: Path, resume: Resume, *, dry: bool = False
+    stack: contextlib.ExitStack, config: RunConfig, corpus: Given, run: Path, resume: Resume, *, dry: bool = False
 ) -> Job:
     """Start a run, or take it up where it was saved.
 
     Args:
         stack: Closes the loader's threads and the log.
         config: All settings.
-        corpus: Folder of the corpus, or its address.
+        corpus: Folder or address of the corpus, or several with weights; see ``bytelm.corpora``.
         run: Folder of the run, made if missing.
         resume: See ``train``.
         dry: Refuse what must be refused, but touch nothing: what the job logs is lost, and it must not be saved.
@@ -172,9 +171,9 @@ def open_job(
     if begun and not dry:
         stack.enter_context(_sole_training(run))
     found = _checkpoint_to_resume(run, resume)
-    source = Corpus.open(corpus, cache=BlockCache(cache_folder(), config.data.cache_bytes))
+    corpora = open_corpora(corpus, config)
     if found is not None:
-        _check_same_run(found, config, source)
+        _check_same_run(found, config, corpora)
     _check_folder(run, found)
     device = choose_device(settings.device)
     if settings.threads:
@@ -188,17 +187,8 @@ def open_job(
         channels=config.model.head_channels,
     )
     model = ByteLM(config.model, config.heads, attention_backend=attention.backend).to(device)
-    loader = stack.enter_context(
-        WindowLoader(
-            source,
-            window_bytes=config.data.window_bytes,
-            prediction_heads=config.heads.count,
-            batch_windows=settings.batch_windows,
-            seed=settings.seed,
-            threads=config.data.loader_threads,
-        )
-    )
-    held_out = _held_out(source, config)
+    loader = stack.enter_context(corpora.loader(config))
+    held_out = corpora.held_out(config)
     step = 0 if found is None else found.snapshot.step
     damaged: tuple[str, ...] = ()
     if dry:
@@ -206,11 +196,11 @@ def open_job(
     else:
         if not begun:
             stack.enter_context(_begin_folder(run))
-        damaged = _prepare_folder(run, config, source, found)
+        damaged = _prepare_folder(run, config, corpora, found)
         log = RunLog.start(run) if found is None else RunLog.go_on(run, step, again=_made_again(found))
     job = Job(
         config=config,
-        corpus=source,
+        corpora=corpora,
         run=run,
         device=device,
         precision=precision,
@@ -272,13 +262,13 @@ def _checkpoint_to_resume(run: Path, resume: Resume) -> Found | None:
     return find_newest_sound(run)
 
 
-def _check_same_run(found: Found, config: RunConfig, corpus: Corpus) -> None:
+def _check_same_run(found: Found, config: RunConfig, corpora: Corpora) -> None:
     saved = found.snapshot
-    if corpus.fingerprint != saved.fingerprint:
+    if corpora.fingerprint != saved.fingerprint:
         raise CheckpointError(
-            f"{found.checkpoint} was trained on another corpus (fingerprint {saved.fingerprint[:12]}…, and "
-            f"{corpus.place} has {corpus.fingerprint[:12]}…); give --corpus {saved.corpus}, "
-            "or start another run with another --out"
+            f"{found.checkpoint} was trained on another corpus (fingerprint {_shown(saved.fingerprint)}, and "
+            f"{_listed(corpora.place)} has {_shown(corpora.fingerprint)}); give --corpus "
+            f"{' --corpus '.join(_several(saved.corpus))}, or start another run with another --out"
         )
     for section, key in _KEPT_SETTINGS:
         before, now = (getattr(getattr(settings, section), key) for settings in (saved.config, config))
@@ -287,6 +277,18 @@ def _check_same_run(found: Found, config: RunConfig, corpus: Corpus) -> None:
                 f"{found.checkpoint} has {section}.{key} = {before}, and {now} was asked for; a run keeps this "
                 "setting: leave it out, or start another run with another --out"
             )
+
+
+def _several(one_or_more: str | list[str]) -> list[str]:
+    return [one_or_more] if isinstance(one_or_more, str) else one_or_more
+
+
+def _listed(places: str | list[str]) -> str:
+    return ", ".join(_several(places))
+
+
+def _shown(fingerprints: str | list[str]) -> str:
+    return ", ".join(f"{fingerprint[:12]}…" for fingerprint in _several(fingerprints))
 
 
 def _check_folder(run: Path, found: Found | None) -> None:
@@ -318,8 +320,8 @@ def _begin_folder(run: Path) -> Iterator[None]:
         yield
 
 
-def _prepare_folder(run: Path, config: RunConfig, corpus: Corpus, found: Found | None) -> tuple[str, ...]:
-    text = config_text(config, corpus=corpus.place, fingerprint=corpus.fingerprint)
+def _prepare_folder(run: Path, config: RunConfig, corpora: Corpora, found: Found | None) -> tuple[str, ...]:
+    text = config_text(config, corpus=corpora.place, fingerprint=corpora.fingerprint)
     write_file(run / PATH_OF_CONFIG, text.encode())
     damaged = () if found is None else found.damaged
     return tuple(f"{reason} (renamed to {set_aside(checkpoint).name})" for checkpoint, reason in damaged)
@@ -329,21 +331,6 @@ def _made_again(found: Found) -> tuple[str, ...]:
     """Kinds of records of a checkpoint's own step that do not count from there on."""
     due = found.snapshot.progress.get("safety", {}).get("validation_due", False)
     return (*RECORDS_AFTER_SAVING, "validation") if due else RECORDS_AFTER_SAVING
-
-
-def _held_out(corpus: Corpus, config: RunConfig) -> list[bytes]:
-    """The documents of every validation; none where the corpus holds nothing out."""
-    total = corpus.raw_bytes("validation")
-    if total == 0:
-        return []
-    return list(
-        some_bytes(
-            corpus.documents("validation"),
-            total,
-            limit_bytes=config.train.validation_bytes,
-            window_bytes=config.data.window_bytes,
-        )
-    )
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bytelm.checkpoint import find_newest_sound, set_aside
 from bytelm.config import RunConfig
+from bytelm.corpora import Given
 from bytelm.errors import StorageError, TrainingError
 from bytelm.evaluate import bits_per_byte
 from bytelm.events import (
@@ -28,6 +29,7 @@ from bytelm.events import (
     Finished,
     Progress,
     Refused,
+    Replaced,
     RolledBack,
     Saved,
     Skipped,
@@ -44,7 +46,7 @@ from bytelm.step import Learnt, learn, load
 
 def train(
     config: RunConfig,
-    corpus: Path | str,
+    corpus: Given,
     run: Path,
     *,
     resume: Resume = "never",
@@ -57,7 +59,8 @@ def train(
 
     Args:
         config: All settings; one budget must be set.
-        corpus: Folder of the corpus, or its address; on resume the one that the run was started with.
+        corpus: Folder or address of the corpus, or several with weights; see ``bytelm.corpora``. On resume those that
+            the run was started with, with the same weights or others.
         run: Folder of the run, made if missing.
         resume: ``never`` refuses a run that has checkpoints, ``require`` one that has none; ``auto`` goes on if it
             can and starts otherwise.
@@ -101,7 +104,9 @@ def train(
             end = budget_spent(settings, state.step + 1, state.bytes_seen + step_bytes, begun_s)
             begin = budget_spent(settings, state.step, state.bytes_seen, begun_s)
             rate = learning_rate(end, settings) * state.safety.learning_rate_ratio
-            learnt = learn(job, load(job), rate, head_weights(config.heads, begin))
+            micro_batches = load(job)
+            yield from replaced(job)
+            learnt = learn(job, micro_batches, rate, head_weights(config.heads, begin))
             state.step += 1
             state.bytes_seen += step_bytes
             count(job, learnt, step_bytes, clock.elapsed_s() - begun_s)
@@ -152,6 +157,12 @@ def count(job: Job, learnt: Learnt, step_bytes: int, seconds: float) -> None:
     meter.steps += 1
 
 
+def replaced(job: Job) -> Iterator[Event]:
+    """Tell what was found damaged since the last time, and was replaced."""
+    for line in job.loader.new_damage():
+        yield from _recorded(job, "damage", Replaced(step=job.state.step, reason=line))
+
+
 def log(job: Job, learnt: Learnt, fraction: float) -> Iterator[Event]:
     """Log the steps since the last logged one, and begin to count anew."""
     state, meter = job.state, job.state.meter
@@ -167,6 +178,7 @@ def log(job: Job, learnt: Learnt, fraction: float) -> Iterator[Event]:
         bytes_per_second=meter.bytes / meter.seconds,
         peak_memory_bytes=peak_memory_bytes(job.device),
         skipped_steps=state.safety.skipped_steps,
+        replaced_windows=job.loader.replaced_windows,
     )
     state.meter = Meter.empty(job.config.heads.count)
     yield from _recorded(job, "step", progress)
@@ -271,12 +283,12 @@ class _Interrupted(Exception):  # noqa: N818  no error: the caller wants to stop
     """A validation was given up."""
 
 
-def _recorded(job: Job, kind: str, event: Progress | Validation | RolledBack) -> Iterator[Event]:
+def _recorded(job: Job, kind: str, event: Progress | Validation | RolledBack | Replaced) -> Iterator[Event]:
     """Log an event, and yield it; what a full disk does not take is logged later."""
     record = {"kind": kind, **asdict(event)}
-    if not isinstance(event, RolledBack):
+    if isinstance(event, Progress | Validation):
         record["bits_per_byte"] = event.bits_per_byte_by_head[0]
-    else:
+    elif isinstance(event, RolledBack):
         record["checkpoint"] = None if event.checkpoint is None else event.checkpoint.name
     try:
         job.log.append(record)

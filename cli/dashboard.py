@@ -64,7 +64,7 @@ class TrainingView:
 
     def show(self, event: "Event") -> None:
         """Take the next record."""
-        from bytelm.events import Finished, Progress, Refused, RolledBack, Saved, Skipped, Started, Validation
+        from bytelm.events import Finished, Progress, Refused, Replaced, RolledBack, Saved, Skipped, Started, Validation
 
         match event:
             case Started():
@@ -87,6 +87,8 @@ class TrainingView:
                 self.say(f"WARNING: step {event.step}: {event.reason}; training goes on", "bold red")
             case Skipped():
                 self.say(f"WARNING: step {event.step} was skipped: its {event.what} is not finite", "yellow")
+            case Replaced():
+                self.say(f"WARNING: {event.reason}; other windows stand in for it", "bold red")
             case RolledBack():
                 for line in event.damaged:
                     self.say(f"WARNING: {line}", "bold red")

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from bytelm.estimate import Estimate
 
 
-def dry_run(config: "RunConfig", corpus: str, out: Path, *, resume: Any, as_json: bool) -> int:
+def dry_run(config: "RunConfig", corpus: list[str], out: Path, *, resume: Any, as_json: bool) -> int:
     """Estimate a run and print what was found.
 
     Args:
         config: All settings.
-        corpus: Folder of the corpus, or its address.
+        corpus: Folder or address of the corpus, or several with weights.
         out: Folder of the run, which is not made.
         resume: As for the run itself.
         as_json: Print one JSON object instead of lines.

@@ -141,6 +141,8 @@ def _corpus_of(checkpoint: Path) -> "Corpus":
 
     path, fingerprint = read_corpus(checkpoint)
     remedy = "give --corpus or --file"
+    if not isinstance(path, str):
+        raise CorpusError(f"the run was trained on several corpora ({', '.join(path)}); {remedy}")
     try:
         corpus = Corpus.open(path)
     except CorpusError as error:

@@ -29,8 +29,12 @@ class ResumeChoice(enum.StrEnum):
 
 def train(
     corpus: Annotated[
-        str | None,
-        typer.Option("--corpus", metavar="DIR", help="The corpus, here or at s3://…; a resumed run remembers its own."),
+        list[str] | None,
+        typer.Option(
+            "--corpus",
+            metavar="DIR[:WEIGHT]",
+            help="A corpus, here or at s3://…; again for more, each with its weight. A resumed run remembers its own.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run, made if missing.")] = None,
     preset: Annotated[
@@ -60,7 +64,7 @@ def train(
     settings: Annotated[bool, typer.Option("--settings", help="List all settings with their defaults.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> int:
-    """Train a byte model on a corpus.
+    """Train a byte model on a corpus, or on several by weight: --corpus a/:0.7 --corpus b/:0.3.
 
     RUN gets config.toml, metrics.jsonl and checkpoints/. One budget ends the training: --steps, --bytes or
     --time-budget. Ctrl-C saves first and says how to go on; a second one leaves at once. A resumed run takes its
@@ -84,7 +88,7 @@ def train(
         config, corpus = _resumed(out, preset, wanted, corpus)
     else:
         config = _config(preset, wanted)
-    if corpus is None:
+    if not corpus:
         raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
 
     if dry:
@@ -130,13 +134,15 @@ def _config(preset: str | None, changes: list[str]) -> "RunConfig":
     return RunConfig.build(preset or _DEFAULT_PRESET, changes)
 
 
-def _resumed(run: Path, preset: str | None, changes: list[str], corpus: str | None) -> "tuple[RunConfig, str]":
+def _resumed(
+    run: Path, preset: str | None, changes: list[str], corpus: list[str] | None
+) -> "tuple[RunConfig, list[str]]":
     """The run's own settings and corpus, with what was asked for now on top."""
     from bytelm.checkpoint import read_run
 
     config, own_corpus = read_run(run)
     config = config.with_changes(changes) if preset is None else _config(preset, changes)
-    return config, corpus or own_corpus
+    return config, corpus or ([own_corpus] if isinstance(own_corpus, str) else own_corpus)
 
 
 def _summary(started: "Started", finished: "Finished") -> dict[str, Any]:

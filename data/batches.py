@@ -88,12 +88,19 @@ class BatchLoader(ABC):
         self._ranks = ranks
         self._most_batches = max(1, min(_BLOCK_BYTES // width, _BLOCK_WINDOWS) // batch_windows)
         self.replaced_windows = 0
+        self._told_damage = 0
         self._begin(0)
 
     @property
     def damage(self) -> tuple[str, ...]:
         """What was found damaged and replaced, one line for each place."""
         return tuple(self._pool.damage)
+
+    def new_damage(self) -> tuple[str, ...]:
+        """What of it was found since this was asked for the last time."""
+        found = self.damage[self._told_damage :]
+        self._told_damage += len(found)
+        return found
 
     @abstractmethod
     def _plan(self, windows_N: NDArray[np.int64]) -> Plan:

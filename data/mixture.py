@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bytelm.data.batches import BatchLoader
 from bytelm.data.loader import OnDamage, Packing, windows_of
 from bytelm.data.order import MOST_LANES, ORDER_VERSION
-from bytelm.data.schedule import Schedule
+from bytelm.data.schedule import Schedule, whole_weights
 from bytelm.data.shards import Corpus
 from bytelm.data.window_pool import Plan, WindowPool
 from bytelm.errors import CorpusError
@@ -109,7 +109,7 @@ class MixtureLoader(BatchLoader):
         Raises:
             ConfigError: The weights make no schedule, or are not one for each corpus.
         """
-        if tuple(weights) != self.weights:
+        if len(weights) != len(self.weights) or whole_weights(weights) != whole_weights(self.weights):
             self._schedule = self._schedule.changed(self._next_window, weights)
             self._begin(self._next_window)
 

@@ -111,7 +111,7 @@ class Schedule:
         return self._stretches[last].counts(window)
 
     def _append(self, begin: int, weights: tuple[str, ...]) -> None:
-        parts = _parts(weights)
+        parts = whole_weights(weights)
         before_C = self._stretches[-1].counts(begin) if self._stretches else np.zeros(len(parts), np.int64)
         assert not self._stretches or begin > self._stretches[-1].begin
         corpora_P = np.array(_period(parts), np.int64)
@@ -120,8 +120,12 @@ class Schedule:
         self._stretches.append(_Stretch(begin, weights, before_C, corpora_P, counts_CP))
 
 
-def _parts(weights: Sequence[str]) -> list[int]:
-    """Weights as the smallest whole numbers of the same ratios."""
+def whole_weights(weights: Sequence[str]) -> list[int]:
+    """Weights as the smallest whole numbers of the same ratios.
+
+    Raises:
+        ConfigError: They are no numbers, negative or all 0, or need too long a period.
+    """
     try:
         exact = [Fraction(weight) for weight in weights]
     except (ValueError, ZeroDivisionError) as error:

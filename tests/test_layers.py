@@ -82,6 +82,7 @@ ROWS: list[set[str]] = [
     {"bytelm.loss", "bytelm.checkpoint"},
     {"bytelm.decode", "bytelm.memory", "bytelm.saver"},
     {"bytelm.evaluate"},
+    {"bytelm.corpora"},
     {"bytelm.job"},
     {"bytelm.events", "bytelm.step"},
     {"bytelm.train", "bytelm.doctor"},

@@ -22,7 +22,7 @@ from bytelm.cli.quantities import duration, parse_duration, parse_size, size
 from bytelm.config import RunConfig, describe_settings
 from bytelm.data.ingest import ingest
 from bytelm.errors import ConfigError
-from bytelm.events import Finished, Progress, Refused, RolledBack, Saved, Skipped, Started, Validation
+from bytelm.events import Finished, Progress, Refused, Replaced, RolledBack, Saved, Skipped, Started, Validation
 from bytelm.run_log import read_log
 from bytelm.train import train
 
@@ -121,6 +121,20 @@ def test_a_resumed_run_remembers_its_corpus_and_settings(
     assert app.run(command(corpus, straight, "--steps", "7")) == 0
     settings, other = (RunConfig.from_toml((folder / "config.toml").read_text()) for folder in (run, straight))
     assert settings == other
+
+
+def test_several_corpora_are_given_with_weights_and_remembered(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more").write_bytes(b"some more text " * 200)
+    ingest([tmp_path / "more"], tmp_path / "second")
+    run = tmp_path / "run"
+    words = ["train", "--corpus", f"{corpus}:0.75", "--corpus", f"{tmp_path / 'second'}:0.25", "--out", str(run), *TINY]
+    assert app.run([*words, "--steps", "4"]) == 0
+    assert app.run(["train", "--out", str(run), "--resume", "auto", "--steps", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == 8
+    assert load_snapshot(checkpoints(run)[-1]).progress["loader"]["positions"] == [12, 4]
+    assert "give --corpus or --file" in failed(["eval", str(run), "--task", "bpb"], capsys)
 
 
 def test_the_command_that_started_a_run_goes_on_with_it(corpus: Path, tmp_path: Path) -> None:
@@ -383,6 +397,7 @@ def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
     view.show(Saved(step=50, checkpoint=Path("c")))
     view.show(Refused(step=51, reason="cannot write c: no space is left on the disk"))
     view.show(Skipped(step=52, what="gradient", in_a_row=1))
+    view.show(Replaced(step=53, reason="shard s: frame 7 is damaged"))
     view.show(
         RolledBack(step=50, from_step=61, checkpoint=Path("c"), learning_rate_ratio=0.5, damaged=("d is damaged",))
     )
@@ -392,6 +407,7 @@ def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
     text = people.export_text()
     for expected in (
         "WARNING: checkpoint x is damaged",
+        "WARNING: shard s: frame 7 is damaged; other windows stand in for it",
         "WARNING: step 51: cannot write c: no space is left on the disk; training goes on",
         "WARNING: step 52 was skipped: its gradient is not finite",
         "WARNING: d is damaged",
