@@ -165,6 +165,21 @@ def test_a_whole_corpus_is_verified(corpus: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.endswith(": whole\n")
 
 
+def test_a_corpus_behind_an_address_is_read_and_verified_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"some text\n" * 5000)
+    for place in (str(tmp_path / "corpus"), "memory://inspected"):
+        ingest([tmp_path / "file"], place)
+    here = inspected([str(tmp_path / "corpus"), "--verify"], capsys)
+    there = inspected(["memory://inspected", "--verify"], capsys)
+    assert there["corpus"] == "memory://inspected"
+    assert there["verified"]["whole"]
+    assert {name: there[name] for name in ("lengths", "bytes", "samples", "splits", "fingerprint")} == {
+        name: here[name] for name in ("lengths", "bytes", "samples", "splits", "fingerprint")
+    }
+
+
 def test_damage_is_listed_to_the_end_and_leaves_with_2_and_one_line(
     damaged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
