@@ -5,7 +5,8 @@
 Wall-clock of whole programs, start included, from files in the page cache: ``bytelm ingest`` with N workers (all cores
 by default) at levels 3 and 9, and ``zstd -T<N>`` at the same levels over one file that holds the same documents one
 behind the other. They take turns; the median counts, with least and most beside it, and a ratio is the median of the
-rounds' ratios of speed. Beside them ``tar | zstd -T<N>``, which has to open every file, as ingesting does.
+rounds' ratios of speed. Beside them ``tar | zstd -T<N>``, which has to open every file, as ingesting does. No archive
+is opened and no duplicate left out, so that all pack the same bytes.
 
 What ingesting does besides: it reads every file twice, finds duplicates, tells kinds apart, splits by content, hashes
 documents, frames and tables, writes them and flushes everything to the disk, which zstd and tar do not. Both write to
@@ -45,8 +46,8 @@ def children_cpu_s() -> float:
 def ingest(data: Path, out: Path, level: int, workers: int) -> None:
     """A folder, ingested."""
     command = [sys.executable, "-m", "bytelm.cli", "ingest", str(data), "--out", str(out), "--level", str(level)]
-    words = [*command, "--workers", str(workers), "--json"]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = [*command, "--workers", str(workers), "--raw", "--keep-duplicates", "--json"]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
 def zstd(raw: Path, out: Path, level: int, workers: int) -> None:

@@ -147,7 +147,7 @@ def prepare(data: Path, work: Path, names: Sequence[str]) -> None:
         if corpus_folder(work, level).exists():
             continue
         out = str(corpus_folder(work, level))
-        command = ["ingest", str(data), "--out", out, "--level", str(level), "--validation-fraction", "0", "--json"]
+        command = ["ingest", str(data), "--raw", "--out", out, "--level", str(level), "--validation-fraction", "0"]
         subprocess.run([sys.executable, "-m", "bytelm.cli", *command], check=True, stdout=subprocess.DEVNULL)
     from bytelm.data.shards import Corpus
 
