@@ -198,57 +198,59 @@ def ingest(
     tables are opened. What gives no document is counted by reason: links, sockets, pipes and devices, empty files,
     duplicates, what the filters leave out. Ctrl-C loses nothing that is complete: --resume goes on.
     """
-    from bytelm.data.filters import Filters
-    from bytelm.data.ingest import ingest as make_corpus
-    from bytelm.data.ingest import is_unfinished
-    from bytelm.data.sources import ReadOptions
     from bytelm.errors import ConfigError
 
     if on_error not in ("stop", "skip"):
         raise ConfigError(f"--on-error {on_error}: there are stop and skip")
-    read = ReadOptions(
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        gitignore=gitignore,
-        follow_links=follow_links,
-        raw=raw,
-        field=field,
-        most_expansion=most_expansion,
-    )
-    if dry_run:
-        _list(sources, out, read, as_json=as_json)
-        return console.EXIT_OK
-    filters = Filters(
-        min_bytes=0 if min_bytes is None else parse_size(min_bytes),
-        max_bytes=None if max_bytes is None else parse_size(max_bytes),
-        max_bits_per_byte=max_bits_per_byte,
-        only=tuple(only or ()),
-    )
-    try:
-        with _engine(engine, address, workers) as cluster, _progress() as on_progress:
-            report = make_corpus(
-                sources,
-                out,
-                read=read,
-                filters=filters,
-                keep_duplicates=keep_duplicates,
-                near_duplicates=near_duplicates,
-                on_error=on_error,
-                level=level,
-                validation_fraction=validation_fraction,
-                overwrite=overwrite,
-                append=append,
-                resume=resume,
-                workers=workers,
-                engine=cluster,
-                on_progress=on_progress,
-            )
-    except KeyboardInterrupt:
-        kept = is_unfinished(out)
-        console.say(
-            "interrupted; --resume goes on with what is done" if kept else "interrupted; nothing was left behind"
+    with contextlib.ExitStack() as stack:
+        workforce = None if dry_run else stack.enter_context(_engine(engine, address, workers))
+        # Only now: while this process loads what it needs, the workers do the same.
+        from bytelm.data.filters import Filters
+        from bytelm.data.ingest import ingest as make_corpus
+        from bytelm.data.ingest import is_unfinished
+        from bytelm.data.sources import ReadOptions
+
+        read = ReadOptions(
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            gitignore=gitignore,
+            follow_links=follow_links,
+            raw=raw,
+            field=field,
+            most_expansion=most_expansion,
         )
-        return console.EXIT_INTERRUPTED
+        if dry_run:
+            _list(sources, out, read, as_json=as_json)
+            return console.EXIT_OK
+        filters = Filters(
+            min_bytes=0 if min_bytes is None else parse_size(min_bytes),
+            max_bytes=None if max_bytes is None else parse_size(max_bytes),
+            max_bits_per_byte=max_bits_per_byte,
+            only=tuple(only or ()),
+        )
+        try:
+            with _progress() as on_progress:
+                report = make_corpus(
+                    sources,
+                    out,
+                    read=read,
+                    filters=filters,
+                    keep_duplicates=keep_duplicates,
+                    near_duplicates=near_duplicates,
+                    on_error=on_error,
+                    level=level,
+                    validation_fraction=validation_fraction,
+                    overwrite=overwrite,
+                    append=append,
+                    resume=resume,
+                    engine=workforce,
+                    on_progress=on_progress,
+                )
+        except KeyboardInterrupt:
+            kept = is_unfinished(out)
+            said = "--resume goes on with what is done" if kept else "nothing was left behind"
+            console.say(f"interrupted; {said}")
+            return console.EXIT_INTERRUPTED
     if as_json:
         console.print_json(report.as_json())
     else:
@@ -259,20 +261,23 @@ def ingest(
 
 @contextlib.contextmanager
 def _engine(name: str, address: str | None, workers: int | None) -> "Iterator[Engine | None]":
-    """A Ray cluster if one is asked for; None leaves it to the ingestion."""
+    """Who does the work; None where the ingestion shall see whether it is worth any processes."""
+    from bytelm.data.engine import Processes, RayCluster
     from bytelm.errors import ConfigError
 
     if name not in ("local", "ray"):
         raise ConfigError(f"--engine {name}: there are local and ray")
-    if name == "local":
-        if address is not None:
-            raise ConfigError(f"--address {address} takes no effect without --engine ray; add it, or drop the address")
+    if name == "ray":
+        with RayCluster(address, workers) as cluster:
+            yield cluster
+        return
+    if address is not None:
+        raise ConfigError(f"--address {address} takes no effect without --engine ray; add it, or drop the address")
+    if workers is None:
         yield None
         return
-    from bytelm.data.engine import RayCluster
-
-    with RayCluster(address, workers) as cluster:
-        yield cluster
+    with Processes(workers, ("bytelm.data.pack",)) as processes:  # they load it while this process does
+        yield processes
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ is there. How far the work is comes by the way, as tallies.
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, Protocol, Self, TypeVar
 
@@ -86,17 +86,25 @@ class Processes(Engine):
 
     Args:
         workers: How many; None for one on each core that this process may use, and for none at all while the jobs
-            are too small to be worth it.
+            are too small to be worth it. A number starts them when the context is entered.
+        modules: What they load while they start, so that the first job finds it there.
     """
 
     is_here = False
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, modules: Sequence[str] = ()) -> None:
         if workers is not None and workers < 1:
             raise ConfigError(f"workers = {workers}: at least 1 is needed; leave it out for one on each core")
         self._always = workers is not None
         self.workers = workers or available_cores()
+        self._modules = modules
         self._pool: WorkerPool | None = None
+
+    def __enter__(self) -> Self:
+        if self._always and self.workers > 1:
+            self._pool = WorkerPool(self.workers, self._modules)
+            self._pool.start()
+        return self
 
     def run(self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell) -> Generator[tuple[int, _Result]]:
         """See ``Engine``."""
@@ -115,7 +123,7 @@ class Processes(Engine):
         self, work: Work[_Job, _Result], jobs: Iterable[_Job], tell: Tell
     ) -> Generator[tuple[int, _Result]]:
         if self._pool is None:
-            self._pool = WorkerPool(self.workers)
+            self._pool = WorkerPool(self.workers, self._modules)
         return self._pool.run(work, jobs, tell)
 
     def _first_jobs(self, jobs: Iterator[_Job]) -> tuple[list[_Job] | None, Iterator[_Job]]:

@@ -41,7 +41,7 @@ from bytelm.data.shard_file import FRAME_BYTES
 from bytelm.data.shards import Corpus
 from bytelm.data.sources import STANDARD_INPUT, ReadOptions, Skipped, Unit, check_sources, find_units
 from bytelm.data.split import TRAIN, VALIDATION
-from bytelm.data.storage import Folder, folder_at, is_remote
+from bytelm.data.storage import Folder, folder_at, is_remote, local_path
 from bytelm.data.survey import KEPT, OnError, Survey
 from bytelm.data.workplace import remove_ours, sole_writer
 from bytelm.errors import BytelmError, ConfigError, CorpusError, SourceError
@@ -109,6 +109,8 @@ def ingest(
     begun_s = time.monotonic()
     if append and overwrite:
         raise ConfigError("append and overwrite contradict each other: choose one")
+    if engine is not None and workers is not None:
+        raise ConfigError(f"workers = {workers}: the engine that is given has workers of its own; leave it out")
     settings = IngestSettings(
         sources=tuple(os.fspath(source) for source in sources),
         read=read or ReadOptions(),
@@ -234,7 +236,7 @@ def _check_apart(sources: Sequence[str], folder: Folder) -> None:
         if folder.local is None:
             apart = not (is_remote(source) and f"{source.rstrip('/')}/".startswith(f"{folder.address.rstrip('/')}/"))
         else:
-            apart = is_remote(source) or not Path(source).resolve().is_relative_to(folder.local.resolve())
+            apart = is_remote(source) or not local_path(source).resolve().is_relative_to(folder.local.resolve())
         if not apart:
             raise SourceError(f"{name_of(source)!r} lies in {folder.address}, which is --out; choose another --out")
 

@@ -10,7 +10,7 @@ from bytelm.data.duplicates import check_threshold
 from bytelm.data.filters import Filters
 from bytelm.data.shard_file import FRAME_BYTES
 from bytelm.data.sources import STANDARD_INPUT, ReadOptions
-from bytelm.data.storage import is_remote
+from bytelm.data.storage import is_remote, local_path
 from bytelm.data.survey import OnError
 from bytelm.errors import ConfigError
 
@@ -103,7 +103,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _whole(source: str) -> str:
     plain = source == STANDARD_INPUT or is_remote(source) or source.startswith("hf:")
-    return source if plain else os.path.abspath(source)  # noqa: PTH100  a glob is no Path, and links stay
+    return source if plain else os.path.abspath(local_path(source))  # noqa: PTH100  a glob is no Path, and links stay
 
 
 def _plain(value: Any) -> Any:

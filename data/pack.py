@@ -151,7 +151,6 @@ class _Packer:
         sources_U = job.units.sources_U + job.settings.first_source
         self._sources = sources_U[job.rows_D["unit"]].tolist()
         self._told = NOTHING
-        self._untold = NOTHING
 
     def pack(self) -> list[Packed]:
         journal = Journal(self._settings.folder)
@@ -182,6 +181,7 @@ class _Packer:
         both = [_Series(self._settings, split, partition.first_shard, self._scratch) for split in (TRAIN, VALIDATION)]
         train, validation = both
         holds_out = self._settings.decision.holds_out
+        untold_documents = untold_bytes = 0
         try:
             for row, found in islice(documents, int(np.count_nonzero(reasons == KEPT))):
                 if row in changed:
@@ -191,7 +191,11 @@ class _Packer:
                     for piece in self._pieces(row, found):
                         held_out = holds_out(document, piece.number, piece.data)
                         (validation if held_out else train).append(piece, document, source, kind)
-                        self._note(piece, train.packed_bytes + validation.packed_bytes)
+                        untold_bytes += len(piece.data)
+                        untold_documents += piece.last
+                        if untold_bytes >= _TELL_BYTES:
+                            self._tell(untold_documents, untold_bytes, train.packed_bytes + validation.packed_bytes)
+                            untold_documents = untold_bytes = 0
                 except SourceError:
                     if self._settings.on_error == "stop":
                         raise
@@ -204,7 +208,7 @@ class _Packer:
             if isinstance(failure, _Changed):
                 self._take_back()
             raise
-        self._tell()
+        self._tell(untold_documents, untold_bytes, train.packed_bytes + validation.packed_bytes)
         self._told = NOTHING
         return [*train.entries, *validation.entries]
 
@@ -243,22 +247,16 @@ class _Packer:
                 raise
             raise _Changed(row) from error
 
-    def _note(self, piece: CutPiece, packed_bytes: int) -> None:
-        documents, raw_bytes, _ = self._untold
-        self._untold = Tally(
-            documents + piece.last, raw_bytes + len(piece.data), packed_bytes - self._told.packed_bytes
-        )
-        if self._untold.raw_bytes >= _TELL_BYTES:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._tell_engine(self._untold)
-        self._told, self._untold = added(self._told, self._untold), NOTHING
+    def _tell(self, documents: int, raw_bytes: int, packed_bytes: int) -> None:
+        """Tell what has been done of the partition since the last time, and how many bytes it has now."""
+        tally = Tally(documents, raw_bytes, packed_bytes - self._told.packed_bytes)
+        self._tell_engine(tally)
+        self._told = added(self._told, tally)
 
     def _take_back(self) -> None:
         documents, raw_bytes, packed_bytes = self._told
         self._tell_engine(Tally(-documents, -raw_bytes, -packed_bytes))
-        self._told = self._untold = NOTHING
+        self._told = NOTHING
 
 
 class _Series:

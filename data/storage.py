@@ -167,14 +167,17 @@ def folder_at(address: str | Path) -> Folder:
     Raises:
         ConfigError: The scheme is unknown, or needs a package that is not installed.
     """
-    found = None if isinstance(address, Path) else _SCHEME.fullmatch(address)
-    if found is None:
-        return LocalFolder(Path(address))
-    if found["scheme"].lower() in ("file", "local"):
-        return LocalFolder(Path(found["rest"]))
-    folder = RemoteFolder(str(address))
+    if isinstance(address, Path) or not is_remote(address):
+        return LocalFolder(local_path(address))
+    folder = RemoteFolder(address)
     file_system_of(folder.address)
     return folder
+
+
+def local_path(address: str | Path) -> Path:
+    """The path that an address without a scheme, or with ``file://``, is."""
+    found = None if isinstance(address, Path) else _SCHEME.fullmatch(address)
+    return Path(address if found is None else found["rest"])
 
 
 def is_remote(address: str) -> bool:

@@ -152,7 +152,6 @@ def _reread_unit(
     """The documents of one unit that are wanted; its first document would have the index ``row``."""
     missing = iter(wanted)
     following = next(missing)
-    lost = SourceError("")
     try:
         for found in read_unit(unit, options):
             if isinstance(found, Skipped):
@@ -163,9 +162,10 @@ def _reread_unit(
                 if following < 0:
                     return
             row += 1
-        lost = vanished(unit.address)
     except SourceError as error:
         lost = error
+    else:
+        lost = vanished(unit.address)
     while following >= 0:
         yield following, lost
         following = next(missing, -1)

@@ -6,6 +6,7 @@ socket. Ctrl-C does not reach them; a pipe that only this process holds open tel
 included.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ _Result = TypeVar("_Result")
 
 _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from bytelm.data.workers import serve; serve(int(sys.argv[1]))"
+    "from bytelm.data.workers import serve; serve(int(sys.argv[1]), sys.argv[3:])"
 )
 _TELL_EVERY_S: Final = 0.1
 
@@ -57,10 +58,12 @@ class WorkerPool:
 
     Args:
         workers: How many at most.
+        modules: What each loads while it starts.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, modules: Sequence[str] = ()) -> None:
         self._most = workers
+        self._modules = modules
         self._workers: list[_Worker] = []
 
     def run(
@@ -95,6 +98,11 @@ class WorkerPool:
             if busy:  # given up: what they are doing is wanted no more
                 self.close()
 
+    def start(self) -> None:
+        """Start all processes, whether they are needed or not."""
+        while len(self._workers) < self._most:
+            self._start()
+
     def close(self) -> None:
         """End all processes at once."""
         for worker in self._workers:
@@ -111,7 +119,7 @@ class WorkerPool:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), json.dumps(sys.path)],
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), json.dumps(sys.path), *self._modules],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 env=environment,
@@ -145,9 +153,16 @@ class WorkerPool:
         return RuntimeError(f"a worker process ended with code {code}; its traceback is above")
 
 
-def serve(descriptor: int) -> None:
-    """Do jobs that come through a socket until the other side closes it: the whole life of a worker process."""
+def serve(descriptor: int, modules: Sequence[str]) -> None:
+    """Do jobs that come through a socket until the other side closes it: the whole life of a worker process.
+
+    Args:
+        descriptor: The socket's.
+        modules: What is loaded first.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    for module in modules:
+        importlib.import_module(module)
     with Connection(descriptor) as connection:
         while True:
             try:

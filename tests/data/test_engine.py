@@ -39,6 +39,9 @@ def fail(job, tell):
 def who(job, tell):
     return os.getpid(), "torch" in sys.modules, signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
+def has(job, tell):
+    return "xml.dom.minidom" in sys.modules
+
 def die(job, tell):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -118,6 +121,14 @@ def test_workers_are_light_and_deaf_to_ctrl_c(work: Any) -> None:
     for process in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def test_workers_load_what_they_are_told_to_while_they_start(work: Any) -> None:
+    for modules in ((), ("xml.dom.minidom",)):
+        with Processes(2, modules) as engine:
+            assert dict(engine.run(work.has, map(work.Square, range(4)), print)) == dict.fromkeys(
+                range(4), bool(modules)
+            )
 
 
 def test_small_jobs_are_done_here_and_large_ones_are_not() -> None:

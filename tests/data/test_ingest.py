@@ -170,6 +170,8 @@ def test_the_corpus_is_never_read_as_a_source(files: Path) -> None:
         ingest([files / "corpus"], files / "corpus", overwrite=True)
     with pytest.raises(SourceError, match="which is --out"):
         ingest(["memory://here/corpus/below"], "memory://here/corpus")
+    with pytest.raises(SourceError, match="which is --out"):
+        ingest([f"file://{files}/corpus/x"], files / "corpus", overwrite=True)
 
 
 def test_a_corpus_is_only_replaced_on_request(files: Path, tmp_path: Path) -> None:
@@ -519,6 +521,11 @@ def test_impossible_settings_are_refused_before_anything_is_written(
 def test_append_and_overwrite_contradict_each_other(files: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="append and overwrite contradict each other"):
         ingest([files], tmp_path / "corpus", append=True, overwrite=True)
+
+
+def test_an_engine_has_workers_of_its_own(files: Path, two_processes: Processes) -> None:
+    with pytest.raises(ConfigError, match="workers = 3: the engine that is given has workers of its own"):
+        ingest([files], "nowhere", engine=two_processes, workers=3)
 
 
 def test_memory_is_one_process_s_own(files: Path) -> None:
