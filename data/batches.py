@@ -21,6 +21,7 @@ from bytelm.errors import CorpusError
 
 _BLOCK_BYTES: Final = 8 << 20
 _BLOCK_WINDOWS: Final = 8192
+_BLOCKS_FETCHED: Final = 4
 _BLOCK_GROWTH: Final = 4  # the first block is one batch, so that it is there soon
 
 
@@ -185,7 +186,13 @@ class BatchLoader(ABC):
         self._given = 0
         self._batches = min(self._batches * _BLOCK_GROWTH, self._most_batches)
         batches = len(block.first_marks) - 1
-        self._pool.ask(self._plan_from(self._next_window + batches * self._batch_windows * self._ranks))
+        following = self._next_window + batches * self._batch_windows * self._ranks
+        self._pool.ask(self._plan_from(following))
+        if self._pool.fetches:  # further ahead than is decoded: a network answers late
+            count = self._batches * self._batch_windows
+            begin = following + count * self._ranks
+            ahead_N = windows_of_rank(begin, _BLOCKS_FETCHED * count, rank=self._rank, ranks=self._ranks)
+            self._pool.fetch(self._plan(ahead_N))
         return block
 
     def _plan_from(self, window: int) -> Plan:

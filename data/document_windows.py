@@ -157,6 +157,7 @@ class DocumentWindows:
         span_bytes: int = SPAN_BYTES,
     ) -> None:
         self._frames = frames
+        self.is_remote = frames.is_remote
         self._window_bytes = window_bytes
         self._heads = prediction_heads
         self._width = window_bytes + prediction_heads
@@ -217,6 +218,11 @@ class DocumentWindows:
             failed,
             np.concatenate(data_bytes),
         )
+
+    def fetch(self, epoch: "EpochOfDocuments", group: int) -> None:
+        """See ``Windows``."""
+        run = self._run(epoch.span(group)[0])
+        self._frames.fetch(self._reaching(run, run.bytes + self._width))
 
     def _fill(self, span: int, buffer: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Put the windows of a span into a buffer, one behind the other; the data bytes of each, and the boundaries."""

@@ -25,6 +25,7 @@ class Frames:
         name: What to call it in messages.
         frame_bytes: Raw bytes of every frame but the last of each shard.
         shard_bytes_S: Raw bytes of each shard, int64.
+        is_remote: Shards are read through a network and a cache.
 
     Raises:
         CorpusError: The corpus has no such split.
@@ -39,6 +40,7 @@ class Frames:
         self.name = f"the {split} split of {corpus.folder.address}"
         self.fingerprint = f"{corpus.fingerprint}:{split}"
         self.frame_bytes = corpus.frame_bytes
+        self.is_remote = corpus.folder.local is None and corpus.cache is not None
         self.shard_bytes_S: NDArray[np.int64] = np.array([shard.raw_bytes for shard in self._shards], np.int64)
 
     def read(self, run: Run, out: memoryview) -> FramePieces:
@@ -56,6 +58,14 @@ class Frames:
             ShardError: The shard is missing, or a frame is damaged.
         """
         self._reader(run.shard).decode_frames(run.first_frame, run.frames, out, self._decompressor())
+
+    def fetch(self, run: Run) -> None:
+        """Read what frames and their piece rows need, so that a cache has it.
+
+        Raises:
+            ShardError: The shard is missing or damaged.
+        """
+        self._reader(run.shard).fetch(run.first_frame, run.frames)
 
     def pieces(self, run: Run) -> FramePieces:
         """The pieces that touch frames.

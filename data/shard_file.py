@@ -499,6 +499,19 @@ class ShardReader:
         size = min(self.raw_bytes, end * self.frame_bytes) - first * self.frame_bytes
         return FramePieces(content, first * self.frame_bytes, size, end == self.frames)
 
+    def fetch(self, first: int, count: int) -> None:
+        """Read frames that follow each other without a look at them.
+
+        Raises:
+            ShardError: They cannot be read.
+        """
+        with self._refusals_named():
+            offset, _ = self.frame_place(first)
+            self._source.read(offset, int(self._offsets_F[first + count]) - offset)
+            rows = self._first_piece_F[first : first + count + 1].tolist()
+            end = self.pieces if first + count == self.frames else rows[-1] + 1
+            self._source.read(self._rows_offset + rows[0] * _ROW.size, (end - rows[0]) * _ROW.size)
+
     def read_pieces(self) -> PieceTable:
         """Every row of the piece table, checked; no frame is read.
 

@@ -8,20 +8,23 @@ Suffixes: N windows, S slots, M boundaries, W bytes of a window.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from bytelm.data.fetcher import Fetcher
 from bytelm.data.shard_file import ENDS, MARK_SHIFT, STARTS
 from bytelm.data.windows import CutGroups, Epoch, Windows
 from bytelm.errors import ShardError
 
 _AHEAD_BYTES: Final = 32 << 20  # for groups that are decoded while others are still in use
+_FETCHED: Final = 512
 MOST_DAMAGE: Final = 100
 _NO_MARKS: Final = np.zeros(0, np.int64)
 _NO_SLOT: Final = -1
@@ -100,6 +103,9 @@ class WindowPool:
         self._slot_bytes = max(source.buffer_bytes for source in sources)
         self._columns = max(source.most_windows for source in sources)
         self._has_padding = any(source.has_padding for source in sources)
+        self._fetcher = None
+        if any(source.is_remote for source in sources):
+            self._fetcher = Fetcher(_FETCHED)
         lanes = sum(source.lanes for source in sources)
         self._make_slots(lanes + max(2, min(lanes // 2 + 8, _AHEAD_BYTES // self._slot_bytes)))
 
@@ -128,6 +134,17 @@ class WindowPool:
     def ask(self, plan: Plan) -> None:
         """Begin to decode what a plan needs, as far as there is room."""
         self._asked = plan, self._assign(plan.keys_N)
+
+    @property
+    def fetches(self) -> bool:
+        """Whether anything is behind a network."""
+        return self._fetcher is not None
+
+    def fetch(self, plan: Plan) -> None:
+        """Begin to fetch what a plan needs from behind a network."""
+        if self._fetcher is not None:
+            keys, first = np.unique(plan.keys_N, return_index=True)
+            self._fetcher.ask(self._fetching(keys[np.argsort(first)].tolist()))
 
     def cut(self, plan: Plan, batch_windows: int) -> Block:
         """Wait for the windows of a plan. The memory of what was cut before may then be used again.
@@ -173,6 +190,8 @@ class WindowPool:
 
     def clear(self, slots: int | None = None) -> None:
         """Let go of everything, and have another number of slots if one is given."""
+        if self._fetcher is not None:
+            self._fetcher.clear()
         for task, _ in self._running:
             if not task.cancel():
                 task.result()
@@ -180,6 +199,8 @@ class WindowPool:
 
     def close(self) -> None:
         """Stop the threads."""
+        if self._fetcher is not None:
+            self._fetcher.close()
         self._executor.shutdown(cancel_futures=True)
 
     def _block(self, plan: Plan, slots_N: NDArray[np.int64], batch_windows: int) -> Block:
@@ -228,17 +249,20 @@ class WindowPool:
             slots = [self._free.pop() for _ in part]
             jobs: dict[tuple[int, int], list[tuple[int, int]]] = {}
             for key, slot in zip(part, slots, strict=True):
-                epoch, number = divmod(key, self._first_groups[-1])
-                source = bisect_right(self._first_groups, number) - 1
-                jobs.setdefault((source, epoch), []).append((slot, number - self._first_groups[source]))
+                source, epoch, group = self._group_of(key)
+                jobs.setdefault((source, epoch), []).append((slot, group))
             work = [(self._sources[source], self._epoch(source, epoch), job) for (source, epoch), job in jobs.items()]
-            task = self._executor.submit(self._decode, work)
+            if self._fetcher is not None:
+                self._fetcher.ask(self._fetching(part))
+            task = self._executor.submit(self._decode, work, part)
             self._running.append((task, slots))
             self._slot_of.update(zip(part, slots, strict=True))
         self._list_keys()
 
-    def _decode(self, work: list[tuple[Windows, Epoch, list[tuple[int, int]]]]) -> None:
+    def _decode(self, work: list[tuple[Windows, Epoch, list[tuple[int, int]]]], keys: list[int]) -> None:
         """Decode groups, by source and epoch, into their slots; runs in a thread."""
+        if self._fetcher is not None:
+            self._fetcher.wait(keys)
         for source, epoch, slots_and_groups in work:
             slots, groups = zip(*slots_and_groups, strict=True)
             found = source.cut(epoch, groups, [self._buffer(slot) for slot in slots])
@@ -274,6 +298,20 @@ class WindowPool:
                 self._stand_ins.add(slot)
                 return True
         return False
+
+    def _fetching(self, keys: list[int]) -> dict[int, Callable[[], object]]:
+        """What fetches the groups with these keys, if they are behind a network."""
+        places = {key: self._group_of(key) for key in keys}
+        return {
+            key: partial(self._sources[source].fetch, self._epoch(source, epoch), group)
+            for key, (source, epoch, group) in places.items()
+            if self._sources[source].is_remote
+        }
+
+    def _group_of(self, key: int) -> tuple[int, int, int]:
+        epoch, number = divmod(key, self._first_groups[-1])
+        source = bisect_right(self._first_groups, number) - 1
+        return source, epoch, number - self._first_groups[source]
 
     def _buffer(self, slot: int) -> memoryview:
         return self._memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes].data

@@ -60,6 +60,7 @@ class Windows(Protocol):
         most_windows: Of one group.
         buffer_bytes: What one group needs.
         has_padding: Windows may end in bytes that are no data.
+        is_remote: Groups are read through a network, and should be fetched first.
     """
 
     windows_per_epoch: int
@@ -68,6 +69,15 @@ class Windows(Protocol):
     most_windows: int
     buffer_bytes: int
     has_padding: bool
+    is_remote: bool
+
+    def fetch(self, epoch: Any, group: int) -> None:
+        """Have the packed bytes of a group read into a cache on this machine.
+
+        Raises:
+            CorpusError, OSError: They cannot be read.
+        """
+        ...
 
     def epoch(self, epoch: int) -> Epoch:
         """The order of one epoch (0-based)."""
@@ -117,6 +127,7 @@ class StreamWindows:
         self.most_windows = self._order.most_windows
         self.buffer_bytes = self._order.most_bytes
         self.has_padding = False
+        self.is_remote = frames.is_remote
 
     def epoch(self, epoch: int) -> EpochOrder:
         """See ``Windows``."""
@@ -154,6 +165,11 @@ class StreamWindows:
             for part, base in zip(np.split(marks_P, first_G[1:]), base_G.tolist(), strict=True)
         ]
         return CutGroups(windows_G, starts_N, first_N - np.repeat(first_G, windows_G), count_N, marks, failed)
+
+    def fetch(self, epoch: EpochOrder, group: int) -> None:
+        """See ``Windows``."""
+        for run in epoch.group(group).runs:
+            self._frames.fetch(run)
 
     def _read(self, runs: Sequence[Run], buffer: memoryview) -> tuple[list[FramePieces], int]:
         """Join runs of frames in a buffer; their pieces, and how many bytes they are."""

@@ -53,6 +53,7 @@ ROWS: list[set[str]] = [
     {"bytelm.data.frames"},
     {"bytelm.data.windows"},
     {"bytelm.data.document_windows"},
+    {"bytelm.data.fetcher"},
     {"bytelm.data.window_pool"},
     {"bytelm.data.batches"},
     {"bytelm.data.unit_table"},
