@@ -185,6 +185,9 @@ class TrainConfig(_Section):
     validation_bytes: int = Field(
         default=81_920, ge=1, description="bytes scored in one validation, always the same ones"
     )
+    sample_bytes: int = Field(
+        default=64, ge=0, le=4096, description="bytes that the model writes after each validation, to be looked at"
+    )
     save_every_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints that are kept")
     keep_best: bool = Field(

@@ -7,7 +7,6 @@ all the same, with the settings that would fit.
 
 import contextlib
 import math
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from bytelm.memory import (
     StepMemory,
     advice,
     available_memory,
+    memory_bytes,
     needed_memory,
     peak_memory_bytes,
     trace_step,
@@ -246,8 +246,4 @@ def _step_bytes(config: RunConfig) -> int:
 
 def _resident_bytes(device: torch.device) -> int:
     """Resident memory of this process; 0 where the system does not say, and where a GPU's memory is what counts."""
-    with contextlib.suppress(OSError):
-        if device.type == "cuda":
-            return 0
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    return 0
+    return 0 if device.type == "cuda" else memory_bytes(device) or 0

@@ -42,6 +42,9 @@ class BitsPerByte:
         documents: Documents that they came from.
         context_bytes: Ids of a window.
         stride: Ids that a window advances.
+        agreement_by_head: For head k the share of places at which heads 1 … k all name the ids that head 0 names once
+            it has read that far: an estimate of ``Acceptance.by_head`` on this very text. 1 for head 0; None where
+            there is no such place. Length K.
     """
 
     by_head: tuple[float | None, ...]
@@ -49,6 +52,13 @@ class BitsPerByte:
     documents: int
     context_bytes: int
     stride: int
+    agreement_by_head: tuple[float | None, ...]
+
+    @property
+    def bytes_per_step_estimate(self) -> float | None:
+        """Bytes of a pass of greedy self-speculative decoding, were its text like this one."""
+        first, *others = self.agreement_by_head
+        return None if first is None else first + sum(share or 0.0 for share in others)
 
     @property
     def rule(self) -> str:
@@ -116,14 +126,16 @@ def bits_per_byte(
     heads = model.heads.count
     nats_K = torch.zeros(heads, dtype=torch.float64, device=model.embedding.device)
     count_K = torch.zeros(heads, dtype=torch.int64, device=model.embedding.device)
+    agreed_K = torch.zeros_like(count_K)
     counted = _Counted(documents)
     for batch in _batches(_windows(counted, context_bytes, stride, heads)):
         before_batch()
-        _score(model, batch, nats_K, count_K)
+        _score(model, batch, nats_K, count_K, agreed_K)
     if counted.raw_bytes == 0:
         raise CorpusError(f"there is no byte to score in {counted.documents} documents; choose another split or file")
     bits = (nats_K / math.log(2)).tolist()
     counts = count_K.tolist()
+    agreed = agreed_K.tolist()
     assert counts[0] == counted.raw_bytes, "a byte was scored twice or not at all"
     return BitsPerByte(
         by_head=tuple(total / count if count else None for total, count in zip(bits, counts, strict=True)),
@@ -131,6 +143,7 @@ def bits_per_byte(
         documents=counted.documents,
         context_bytes=context_bytes,
         stride=stride,
+        agreement_by_head=tuple(count / agreed[0] if agreed[0] else None for count in agreed),
     )
 
 
@@ -263,8 +276,8 @@ def _batches(windows: Iterator[_Window]) -> Iterator[list[_Window]]:
             del pool[:rows]
 
 
-def _score(model: ByteLM, windows: list[_Window], nats_K: Tensor, count_K: Tensor) -> None:
-    """Add up the nats of each head's targets, and their number."""
+def _score(model: ByteLM, windows: list[_Window], nats_K: Tensor, count_K: Tensor, agreed_K: Tensor) -> None:
+    """Add up the nats of each head's targets, their number, and the places at which all heads up to it agree."""
     heads, device = model.heads.count, model.embedding.device
     length = max(window.reads for window in windows)
     ids = np.full((len(windows), length + heads), EOD)
@@ -280,6 +293,7 @@ def _score(model: ByteLM, windows: list[_Window], nats_K: Tensor, count_K: Tenso
     # What pads a short window comes after all that is scored, and nothing sees what comes after it.
     hidden_BLD = model.trunk(ids_BL[:, :length])
     shared = model.heads.window_pass(hidden_BLD, None)
+    named_KBL = torch.empty(heads, *used_BL.shape, dtype=torch.int64, device=device)
     for head, state_BLD in model.heads.states(hidden_BLD, shared, range(heads)):
         target_BL = ids_BL[:, 1 + head : 1 + head + length]
         scored_BL = used_BL & (place_L + 1 + head < size_B1)
@@ -287,3 +301,9 @@ def _score(model: ByteLM, windows: list[_Window], nats_K: Tensor, count_K: Tenso
         nats_BL = F.cross_entropy(logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none").view(scored_BL.shape)
         nats_K[head] += nats_BL.double()[scored_BL].sum()
         count_K[head] += scored_BL.sum()
+        named_KBL[head] = logits_BLV.argmax(-1)
+    # Places whose drafts head 0 can be asked about in this window.
+    agreed_BL = used_BL & (place_L + heads <= reads_B1)
+    for head in range(heads):
+        agreed_BL[:, : length - head] &= named_KBL[head, :, : length - head] == named_KBL[0, :, head:]
+        agreed_K[head] += agreed_BL.sum()

@@ -34,6 +34,8 @@ class Progress:
     fraction: float
     """Share of the budget that is spent, 0 … 1."""
     bytes_seen: int
+    flops: float
+    """Operations that the model needed for these bytes, forward and backward."""
     elapsed_s: float
     """Seconds in training, validation and saving, over all starts of the run."""
     bits_per_byte_by_head: BitsByHead
@@ -46,6 +48,10 @@ class Progress:
     """Of the last step."""
     bytes_per_second: float
     """In training steps, without validation and saving."""
+    mfu: float | None
+    """Model FLOP utilisation in these steps, 0 … 1; None where the device's peak is not known yet."""
+    memory_bytes: int | None
+    """Now: of the process on a CPU, of the allocator on a GPU; None where the system does not say."""
     peak_memory_bytes: int
     skipped_steps: int
     """Steps of the run so far whose loss or gradient was not finite, and which changed no weight."""
@@ -59,11 +65,22 @@ class Validation:
 
     step: int
     bytes_seen: int
+    flops: float
     elapsed_s: float
     bits_per_byte_by_head: BitsByHead
+    best_bits_per_byte: float | None
+    """Of head 0, in the best validation of the run so far, this one included."""
+    agreement_by_head: tuple[float | None, ...]
+    """Estimated acceptance: see ``bytelm.evaluate.BitsPerByte``."""
+    bytes_per_step_estimate: float | None
+    """Of greedy self-speculative decoding."""
     scored_bytes: int
     context_bytes: int
     stride: int
+    prompt: str
+    """The beginning of held-out data, as text."""
+    sample: str
+    """How the model goes on, as text; bytes that are no UTF-8 are escaped, control characters are not."""
 
 
 @dataclass(frozen=True, kw_only=True)

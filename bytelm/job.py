@@ -60,6 +60,8 @@ class Job:
     attention: BackendChoice
     """What computes attention, and why."""
     model: ByteLM
+    flops_per_byte: float
+    """Of a training step."""
     optimizer: Optimizer
     average: WeightAverage | None
     """Of the weights, where one is kept."""
@@ -206,6 +208,7 @@ def open_job(
         precision=precision,
         attention=attention,
         model=model,
+        flops_per_byte=model.flops_per_byte(config.data.window_bytes, training=True),
         optimizer=make_optimizer(model, settings),
         average=WeightAverage(model, settings.ema_decay) if settings.ema_decay else None,
         loader=loader,

@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -140,6 +141,16 @@ def available_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     memory = machine.memory() if device.type == "cpu" else None
     return None if memory is None else memory.available
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Memory now: resident of the whole process on a CPU, of the allocator on a GPU; None where it is not told."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -3,6 +3,10 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bytelm.mfu import PeakFlops
 
 
 @dataclass(kw_only=True)
@@ -62,6 +66,8 @@ class State:
     """The last step that was given to the saver, or that the run was taken up from."""
     refusal: str = ""
     """What the disk refused last."""
+    peak_flops: "PeakFlops | None" = None
+    """Of the device; None until it is looked up or measured."""
 
 
 class Clock:

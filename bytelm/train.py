@@ -18,11 +18,13 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Final
 
 from bytelm.checkpoint import find_newest_sound, set_aside
 from bytelm.config import RunConfig
 from bytelm.corpora import Given
-from bytelm.errors import StorageError, TrainingError
+from bytelm.decode import GenerateSettings, decode_steps
+from bytelm.errors import GenerationError, StorageError, TrainingError
 from bytelm.evaluate import bits_per_byte
 from bytelm.events import (
     Event,
@@ -38,10 +40,17 @@ from bytelm.events import (
 )
 from bytelm.job import RECORDS_AFTER_SAVING, Job, Resume, open_job
 from bytelm.loss import head_weights
-from bytelm.memory import peak_memory_bytes
+from bytelm.memory import memory_bytes, peak_memory_bytes
+from bytelm.mfu import MEASURED_S, mfu, peak_flops
 from bytelm.schedule import budget_spent, learning_rate
 from bytelm.state import Meter
 from bytelm.step import Learnt, learn, load
+from bytelm.utf8 import decode_text
+
+_PROMPT_BYTES: Final = 32
+_SAMPLE_TEMPERATURE: Final = 0.7
+_PEAK_SHARE: Final = 25.0
+"""How many times as long as measuring it a run lasts before the device's peak is measured."""
 
 
 def train(
@@ -170,12 +179,15 @@ def log(job: Job, learnt: Learnt, fraction: float) -> Iterator[Event]:
         step=state.step,
         fraction=fraction,
         bytes_seen=state.bytes_seen,
+        flops=job.flops_per_byte * state.bytes_seen,
         elapsed_s=job.clock.elapsed_s(),
         bits_per_byte_by_head=meter.bits_per_byte_by_head(),
         loss=meter.loss / meter.steps if meter.steps else None,
         grad_norm=_finite(learnt.grad_norm),
         learning_rate=learnt.learning_rate,
         bytes_per_second=meter.bytes / meter.seconds,
+        mfu=utilisation(job, meter.bytes / meter.seconds),
+        memory_bytes=memory_bytes(job.device),
         peak_memory_bytes=peak_memory_bytes(job.device),
         skipped_steps=state.safety.skipped_steps,
         replaced_windows=job.loader.replaced_windows,
@@ -198,28 +210,65 @@ def validate(job: Job, should_stop: Callable[[], bool]) -> Generator[Event, None
 
     safety.validation_due = True
     try:
-        with job.evaluated(), job.autocast():
-            scored = bits_per_byte(
-                job.model, job.held_out, context_bytes=job.config.data.window_bytes, before_batch=interrupt
-            )
+        with job.evaluated():
+            with job.autocast():
+                scored = bits_per_byte(
+                    job.model, job.held_out, context_bytes=job.config.data.window_bytes, before_batch=interrupt
+                )
+            prompt, written = sample(job, interrupt)
     except _Interrupted:
         return False
     safety.validation_due = False
+    bits_by_head = tuple(map(_finite, scored.by_head))
+    bits, best = bits_by_head[0], safety.best_bits_per_byte
+    better = bits is not None and (best is None or bits < best)
+    if better:
+        safety.best_bits_per_byte = bits
     validation = Validation(
         step=job.state.step,
         bytes_seen=job.state.bytes_seen,
+        flops=job.flops_per_byte * job.state.bytes_seen,
         elapsed_s=job.clock.elapsed_s(),
-        bits_per_byte_by_head=tuple(map(_finite, scored.by_head)),
+        bits_per_byte_by_head=bits_by_head,
+        best_bits_per_byte=safety.best_bits_per_byte,
+        agreement_by_head=scored.agreement_by_head,
+        bytes_per_step_estimate=scored.bytes_per_step_estimate,
         scored_bytes=scored.scored_bytes,
         context_bytes=scored.context_bytes,
         stride=scored.stride,
+        prompt=prompt,
+        sample=written,
     )
     yield from _recorded(job, "validation", validation)
-    bits, best = validation.bits_per_byte_by_head[0], safety.best_bits_per_byte
-    if bits is None or (best is not None and bits >= best):
-        return False
-    safety.best_bits_per_byte = bits
-    return job.config.train.keep_best
+    return better and job.config.train.keep_best
+
+
+def sample(job: Job, interrupt: Callable[[], None]) -> tuple[str, str]:
+    """The beginning of held-out data and how the model goes on, both as text; nothing random is drawn for it.
+
+    Args:
+        job: Its model holds the weights that are evaluated.
+        interrupt: Called again and again meanwhile; may raise.
+    """
+    length = job.config.train.sample_bytes
+    if not length:
+        return "", ""
+    prompt = next((document for document in job.held_out if document), b"")[:_PROMPT_BYTES]
+    settings = GenerateSettings(max_bytes=length, temperature=_SAMPLE_TEMPERATURE, seed=job.state.step)
+    written = b""
+    with contextlib.suppress(GenerationError):  # what is not finite is told by the losses
+        for step in decode_steps(job.model, prompt, settings, context_bytes=job.config.data.window_bytes):
+            interrupt()
+            written += step.data
+    return decode_text(prompt, "escape"), decode_text(written, "escape")
+
+
+def utilisation(job: Job, bytes_per_second: float) -> float | None:
+    """Model FLOP utilisation; None in a run that is so short yet that finding the device's peak would hold it up."""
+    state = job.state
+    if state.peak_flops is None and job.clock.elapsed_s() >= _PEAK_SHARE * MEASURED_S:
+        state.peak_flops = peak_flops(job.device, job.precision)
+    return None if state.peak_flops is None else mfu(job.flops_per_byte, bytes_per_second, state.peak_flops)
 
 
 def save(job: Job, *, best: bool = False) -> Iterator[Event]:

@@ -73,7 +73,7 @@ def trained(corpus: Any, run: Path, *changes: str, **options: Any) -> list[Event
 
 
 def lasting_log(run: Path) -> list[dict[str, Any]]:
-    times = {"elapsed_s", "bytes_per_second", "peak_memory_bytes"}
+    times = {"elapsed_s", "bytes_per_second", "mfu", "memory_bytes", "peak_memory_bytes"}
     return [{key: value for key, value in record.items() if key not in times} for record in read_log(run)]
 
 

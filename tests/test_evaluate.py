@@ -143,6 +143,37 @@ def test_a_known_distribution_costs_its_entropy() -> None:
     assert result.by_head[0] == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize("family", ["linear", "anticausal"])
+def test_agreement_is_that_of_the_heads_with_head_0_of_the_bytes_before(family: HeadFamily) -> None:
+    model, document, context = tiny_model(heads=3, family=family), bytes(range(60)), 8
+    with torch.no_grad():  # three ids are left to name, so that heads agree now and then
+        unembedding = model.heads.get_parameter("unembedding.weight")
+        unembedding.view(-1, VOCABULARY_SIZE, unembedding.shape[1])[:, 2:] = 0.0
+    found = bits_per_byte(model, [document], context_bytes=context, stride=4)
+    ids, places, agreed = [EOD, *document], 0, [0, 0, 0]
+    for place in range(len(document)):
+        start = 0 if place < context else 4 * -(-(place - context + 1) // 4)  # the first window that reads it
+        named = [
+            model(torch.tensor([ids[start : end + 1]]))[0, -1].argmax(-1).tolist()
+            for end in range(place, min(place + 3, start + context, len(document)))
+        ]
+        if len(named) < 3:  # head 0 cannot be asked about the last draft in this window
+            continue
+        places += 1
+        same = [named[0][head] == named[head][0] for head in range(3)]
+        for head in range(3):
+            agreed[head] += all(same[: head + 1])
+    assert found.agreement_by_head == tuple(count / places for count in agreed)
+    assert found.bytes_per_step_estimate == sum(agreed) / places
+    assert 0 < agreed[2] < agreed[1] < places
+
+
+def test_nothing_to_agree_on_is_no_figure() -> None:
+    found = bits_per_byte(tiny_model(heads=3), [b"ab"], context_bytes=8)
+    assert found.agreement_by_head == (None, None, None)
+    assert found.bytes_per_step_estimate is None
+
+
 def test_a_head_that_can_predict_nothing_has_no_figure() -> None:
     assert bits_per_byte(tiny_model(heads=3), [b"ab", b"c"], context_bytes=8).by_head[2] is None
 

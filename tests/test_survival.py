@@ -47,9 +47,10 @@ TINY = [
     "train.log_every_steps=3",
     "train.validate_every_steps=5",
     "train.validation_bytes=200",
+    "train.sample_bytes=4",
     "train.save_every_steps=4",
 ]
-TIMES = {"elapsed_s", "bytes_per_second", "peak_memory_bytes"}
+TIMES = {"elapsed_s", "bytes_per_second", "mfu", "memory_bytes", "peak_memory_bytes"}
 Plan = Callable[[Job], Literal["loss", "gradient"] | None]
 
 

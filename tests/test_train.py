@@ -13,6 +13,7 @@ from bytelm.checkpoint import checkpoints, load_model, load_snapshot
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
+from bytelm.decode import GenerateSettings, generate
 from bytelm.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from bytelm.evaluate import bits_per_byte
 from bytelm.events import Event, Finished, Progress, Saved, Started, Validation
@@ -22,6 +23,7 @@ from bytelm.run_log import read_log
 from bytelm.schedule import learning_rate
 from bytelm.step import load
 from bytelm.train import Resume, train
+from bytelm.utf8 import decode_text
 
 TINY = [
     "model.d_model=16",
@@ -38,9 +40,10 @@ TINY = [
     "train.log_every_steps=3",
     "train.validate_every_steps=5",
     "train.validation_bytes=200",
+    "train.sample_bytes=4",
     "train.save_every_steps=4",
 ]
-TIMES = {"elapsed_s", "bytes_per_second", "peak_memory_bytes"}
+TIMES = {"elapsed_s", "bytes_per_second", "mfu", "memory_bytes", "peak_memory_bytes"}
 """What differs between two runs that are equal."""
 
 
@@ -239,6 +242,45 @@ def test_validation_scores_the_same_held_out_bytes_as_evaluation_does(corpus: Pa
     scored = bits_per_byte(model, Corpus.open(corpus).documents("validation"), context_bytes=24)
     assert validation.scored_bytes == scored.scored_bytes == held_out
     assert validation.bits_per_byte_by_head == scored.by_head
+
+
+def test_a_validation_shows_what_the_model_writes(corpus: Path, tmp_path: Path) -> None:
+    *_, validation, _, _ = trained(settings("train.steps=2", "train.sample_bytes=20"), corpus, tmp_path / "run")
+    assert isinstance(validation, Validation)
+    model, config = load_model(tmp_path / "run")
+    prompt = next(iter(Corpus.open(corpus).documents("validation")))[:32]
+    assert decode_text(prompt, "escape").startswith(validation.prompt)
+    sampled = GenerateSettings(max_bytes=20, temperature=0.7, seed=2)
+    written = generate(model, prompt[: len(validation.prompt)], sampled, context_bytes=config.data.window_bytes)
+    assert validation.sample == decode_text(written.data, "escape") != ""
+    assert [record["sample"] for record in read_log(tmp_path / "run") if "sample" in record] == [validation.sample]
+
+
+def test_looking_at_a_run_changes_nothing_in_it(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(settings("train.steps=8", "train.sample_bytes=0"), corpus, tmp_path / "plain")
+    monkeypatch.setattr("bytelm.train._PEAK_SHARE", 0.0)  # the peak is measured at the first logged step
+    events = trained(settings("train.steps=8", "train.sample_bytes=9"), corpus, tmp_path / "seen")
+    assert equal(weights(tmp_path / "plain"), weights(tmp_path / "seen"))
+    assert all(event.mfu and 0 < event.mfu < 1 for event in events if isinstance(event, Progress))
+    looks = {"prompt", "sample"}
+    plain, seen = (
+        [{key: value for key, value in record.items() if key not in looks} for record in lasting_log(tmp_path / name)]
+        for name in ("plain", "seen")
+    )
+    assert plain == seen
+
+
+def test_a_record_tells_the_operations_and_the_estimated_acceptance(corpus: Path, tmp_path: Path) -> None:
+    trained(settings("train.steps=5", "train.save_every_steps=5"), corpus, tmp_path / "run")
+    model, _ = load_model(tmp_path / "run")
+    step, validation = read_log(tmp_path / "run")[-2:]
+    assert step["flops"] == validation["flops"] == model.flops_per_byte(24, training=True) * 5 * 4 * 24
+    assert step["mfu"] is None  # the run is too short for that
+    assert step["memory_bytes"] <= step["peak_memory_bytes"]
+    shares = validation["agreement_by_head"]
+    assert shares[0] == 1.0
+    assert validation["bytes_per_step_estimate"] == pytest.approx(sum(shares))
+    assert validation["best_bits_per_byte"] == validation["bits_per_byte"]
 
 
 def test_no_more_is_validated_than_was_asked_for(corpus: Path, tmp_path: Path) -> None:
