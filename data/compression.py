@@ -9,7 +9,9 @@ import bz2
 import lzma
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 import zstandard
@@ -24,7 +26,9 @@ UNQUESTIONED_BYTES: Final = 64 << 20
 
 _LZMA_MEMORY: Final = MOST_WINDOW_BYTES + (8 << 20)
 _MOST_LZMA_CONTENT: Final = 256 << 30
-_FED_BYTES: Final = 64 << 10  # little enough that many short streams in a row do not copy their rest too often
+_FIRST_FED_BYTES: Final = 64 << 10  # little enough that many short streams in a row do not copy their rest too often
+_MOST_FED_BYTES: Final = 1 << 20  # and much enough that a thread of its own is not forever asking for the interpreter
+_BLOCKS_AHEAD: Final = 4
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_BLOCK_BYTES: Final = 128 << 10
 _LONGEST_ZSTD_HEADER: Final = 18
@@ -230,14 +234,28 @@ def decompress(compression: str, stored: Iterator[bytes], name: bytes) -> Iterat
     return _frames(stored, name) if compression == "zst" else _streams(compression, stored, name)
 
 
+def ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same blocks, a few of them taken before they are asked for, by a thread of its own."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        waiting = deque(thread.submit(next, blocks, b"") for _ in range(_BLOCKS_AHEAD))
+        try:
+            while block := waiting.popleft().result():
+                waiting.append(thread.submit(next, blocks, b""))
+                yield block
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
 def _streams(compression: str, stored: Iterator[bytes], name: bytes) -> Iterator[bytes]:
     begin, others_follow, zeros_follow = _STREAMS[compression]
     source = Forward(stored)
-    decoder = begin()
+    decoder, fed_bytes = begin(), _FIRST_FED_BYTES
     data = b""
     while True:
         if decoder.needs_input and not data:
-            data = source.some(_FED_BYTES)
+            data = source.some(fed_bytes)
+            fed_bytes = min(2 * fed_bytes, _MOST_FED_BYTES)
             if not data:
                 raise damaged(name, f"its {compression} stream is cut off")
         try:
@@ -248,14 +266,14 @@ def _streams(compression: str, stored: Iterator[bytes], name: bytes) -> Iterator
         if content:
             yield content
         if decoder.eof:
-            data = decoder.unused_data or source.some(_FED_BYTES)
+            data = decoder.unused_data or source.some(_FIRST_FED_BYTES)
             while zeros_follow and data and not (data := data.lstrip(b"\0")):
-                data = source.some(_FED_BYTES)
+                data = source.some(_FIRST_FED_BYTES)
             if not data:
                 return
             if not others_follow:
                 raise damaged(name, f"bytes follow the end of its {compression} stream")
-            decoder = begin()
+            decoder, fed_bytes = begin(), _FIRST_FED_BYTES
 
 
 def _not_decoded(name: bytes, compression: str, error: Exception) -> Exception:

@@ -19,7 +19,7 @@ from bytelm.data.ingest_report import IngestProgress
 from bytelm.data.ingest_settings import IngestSettings
 from bytelm.data.journal import Journal, NotedSurveyJob, survey_and_note
 from bytelm.data.pack import Packed, PackJob, PackSettings, pack
-from bytelm.data.plan import Partition, choose_rule, jobs_of, leave_out_duplicates, partitions_of
+from bytelm.data.plan import Partition, choose_rule, jobs_of, leave_out_duplicates, partitions_of, threads_of
 from bytelm.data.shards import Corpus
 from bytelm.data.sources import FileIdentity, Unit, find_units
 from bytelm.data.split import Decision, SplitRule, decide
@@ -208,7 +208,9 @@ def write_all(steps: Steps, survey: Survey, plan: Plan, progress: Progress) -> l
         first_source=0 if steps.base is None else len(steps.base.sources),
         on_error=steps.settings.on_error,
     )
-    jobs = (_pack_job(settings, survey, run) for run in jobs_of(survey, todo, steps.engine.workers))
+    runs = list(jobs_of(survey, todo, steps.engine.workers))
+    threads = threads_of(survey, runs, steps.engine.workers)
+    jobs = (_pack_job(settings, survey, run, count) for run, count in zip(runs, threads, strict=True))
     with closing(steps.engine.run(pack, jobs, progress)) as written:
         for _, parts in written:
             packed.update((part.number, part) for part in parts)
@@ -294,7 +296,7 @@ def _tally(packed: Iterable[Packed]) -> Tally:
     )
 
 
-def _pack_job(settings: PackSettings, survey: Survey, partitions: tuple[Partition, ...]) -> PackJob:
+def _pack_job(settings: PackSettings, survey: Survey, partitions: tuple[Partition, ...], threads: int) -> PackJob:
     """A job with just those rows and units that it needs."""
     begin, end = partitions[0].begin, partitions[-1].end
     rows = survey.rows_D[begin:end].copy()
@@ -302,4 +304,4 @@ def _pack_job(settings: PackSettings, survey: Survey, partitions: tuple[Partitio
     before = begin - int(np.searchsorted(survey.rows_D["unit"], first_unit))
     rows["unit"] -= first_unit
     units = survey.units.between(first_unit, last_unit + 1)
-    return PackJob(settings=settings, partitions=partitions, units=units, rows_D=rows, before=before)
+    return PackJob(settings=settings, partitions=partitions, units=units, rows_D=rows, before=before, threads=threads)

@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bytelm.data.documents import BLOCK_BYTES, Document
+from bytelm.data.frame_packer import FramePacker
 from bytelm.data.index import DIGEST_BYTES, Count, ShardEntry
 from bytelm.data.journal import Journal
 from bytelm.data.kinds import KINDS
@@ -75,6 +76,7 @@ class PackJob:
         units: The units that they are in.
         rows_D: Rows of the survey from the first partition's first on, units counted from the first of ``units``.
         before: Documents of the first unit that come before the first row.
+        threads: How many pack; what is written does not depend on it.
     """
 
     settings: PackSettings
@@ -82,6 +84,7 @@ class PackJob:
     units: UnitTable
     rows_D: NDArray[np.void]
     before: int
+    threads: int
 
     @property
     def weight_bytes(self) -> int:
@@ -124,8 +127,8 @@ def pack(job: PackJob, tell: Tell) -> list[Packed]:
         SourceError: A document has changed, has vanished or cannot be read any more, and ``on_error`` is ``stop``.
         StorageError: The disk or the server refuses.
     """
-    with _scratch(job.settings.folder) as scratch:
-        return _Packer(job, tell, scratch).pack()
+    with _scratch(job.settings.folder) as scratch, FramePacker(job.settings.level, job.threads) as packer:
+        return _Partitions(job, tell, scratch, packer).write()
 
 
 class _Changed(Exception):  # noqa: N818  no error: the partition is begun again
@@ -136,14 +139,15 @@ class _Changed(Exception):  # noqa: N818  no error: the partition is begun again
         self.row = row
 
 
-class _Packer:
-    """Writes the partitions of one job."""
+class _Partitions:
+    """The partitions of one job."""
 
-    def __init__(self, job: PackJob, tell: Tell, scratch: Path) -> None:
+    def __init__(self, job: PackJob, tell: Tell, scratch: Path, packer: FramePacker) -> None:
         self._job = job
         self._settings = job.settings
         self._tell_engine = tell
         self._scratch = scratch
+        self._packer = packer
         self._first_row = job.partitions[0].begin
         self._digests = job.rows_D["digest"].tobytes()
         self._sizes = job.rows_D["raw_bytes"].tolist()
@@ -152,7 +156,7 @@ class _Packer:
         self._sources = sources_U[job.rows_D["unit"]].tolist()
         self._told = NOTHING
 
-    def pack(self) -> list[Packed]:
+    def write(self) -> list[Packed]:
         journal = Journal(self._settings.folder)
         documents = self._documents_from(0)
         packed: list[Packed] = []
@@ -178,7 +182,10 @@ class _Packer:
     ) -> list[ShardEntry]:
         """The shards of a partition; documents whose rows are, or come to be, in ``changed`` are not in them."""
         reasons = self._job.rows_D["reason"][partition.begin - self._first_row : partition.end - self._first_row]
-        both = [_Series(self._settings, split, partition.first_shard, self._scratch) for split in (TRAIN, VALIDATION)]
+        both = [
+            _Series(self._settings, split, partition.first_shard, self._scratch, self._packer)
+            for split in (TRAIN, VALIDATION)
+        ]
         train, validation = both
         holds_out = self._settings.decision.holds_out
         untold_documents = untold_bytes = 0
@@ -262,11 +269,14 @@ class _Packer:
 class _Series:
     """The shards of one split of one partition, one after another; usually there is one."""
 
-    def __init__(self, settings: PackSettings, split: str, first_number: int, scratch: Path) -> None:
+    def __init__(
+        self, settings: PackSettings, split: str, first_number: int, scratch: Path, packer: FramePacker
+    ) -> None:
         self._settings = settings
         self._split = split
         self._next_number = first_number
         self._scratch = scratch
+        self._packer = packer
         self._file: BinaryIO | None = None
         self._writer: ShardWriter | None = None
         self._expected = (-1, -1)  # document and number of the piece that would go on where the last one ended
@@ -341,7 +351,7 @@ class _Series:
     def _open(self) -> ShardWriter:
         with refusals_named(self._part):
             self._file = self._part.open("wb")
-        self._writer = ShardWriter(self._file, level=self._settings.level, frame_bytes=self._settings.frame_bytes)
+        self._writer = ShardWriter(self._file, self._packer, frame_bytes=self._settings.frame_bytes)
         return self._writer
 
 

@@ -22,6 +22,7 @@ from bytelm.data.survey import KEPT, REASON_CODES, Survey
 
 _LEAST_PARTITION_BYTES: Final = 16 << 20
 _MOST_PARTITIONS: Final = 64  # as long as none becomes larger than a shard
+_MOST_THREADS: Final = 8  # that one reader can keep packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,9 @@ def partitions_of(survey: Survey, *, shard_bytes: int, first_shard: int) -> list
 def jobs_of(survey: Survey, partitions: Sequence[Partition], workers: int) -> Iterator[tuple[Partition, ...]]:
     """Deal partitions out to jobs; what is written does not depend on it.
 
-    A job that begins within an archive or a table has to read it from its beginning on. So the partitions that a
-    unit stretches over go to no more jobs than there are workers for it.
+    A job that begins within an archive or a table has to read it from its beginning on, and while one reads, several
+    threads can pack. So the partitions that a unit stretches over go to one job, or where there are many workers for
+    it, to a job for every ``_MOST_THREADS`` of them.
     """
     begin_units = survey.rows_D["unit"][[partition.begin for partition in partitions]].tolist()
     before_units = [
@@ -118,7 +120,7 @@ def jobs_of(survey: Survey, partitions: Sequence[Partition], workers: int) -> It
     ]
     inside = [begin == before for begin, before in zip(begin_units, before_units, strict=True)]
     stretched = Counter(unit for unit, is_inside in zip(begin_units, inside, strict=True) if is_inside)
-    jobs_each = -(-workers // len(stretched)) if stretched else 0
+    jobs_each = -(-workers // (len(stretched) * _MOST_THREADS)) if stretched else 0
     run: list[Partition] = []
     for number, partition in enumerate(partitions):
         unit = begin_units[number]
@@ -130,6 +132,20 @@ def jobs_of(survey: Survey, partitions: Sequence[Partition], workers: int) -> It
         run.append(partition)
     if run:
         yield tuple(run)
+
+
+def threads_of(survey: Survey, jobs: Sequence[tuple[Partition, ...]], workers: int) -> list[int]:
+    """How many threads should pack in each job, at least one: a job with half of the bytes gets half of the workers.
+
+    Args:
+        survey: What the partitions are of.
+        jobs: What ``jobs_of`` gave.
+        workers: As many jobs are done at a time.
+    """
+    bytes_until = np.concatenate([[0], np.cumsum(_kept_sizes(survey))])
+    weights = [int(bytes_until[job[-1].end] - bytes_until[job[0].begin]) for job in jobs]
+    total_bytes = sum(weights)
+    return [min(max((2 * weight * workers + total_bytes) // (2 * total_bytes), 1), _MOST_THREADS) for weight in weights]
 
 
 def left_out(survey: Survey) -> dict[str, Count]:

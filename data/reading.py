@@ -7,7 +7,7 @@ from typing import Final
 
 from bytelm.data import archives, tables
 from bytelm.data.addresses import blocks_of, opened
-from bytelm.data.compression import MAGIC_BYTES, Allowance, Forward, decompress, fits
+from bytelm.data.compression import MAGIC_BYTES, Allowance, Forward, ahead, decompress, fits
 from bytelm.data.documents import Document, ReadOptions, Skipped, Unit, shown_path
 from bytelm.data.path_filter import PathFilter
 from bytelm.data.walk import list_folder
@@ -15,6 +15,9 @@ from bytelm.errors import SourceError
 
 WHOLE: Final = "!"
 """Ends the form of an archive that is included as a whole."""
+
+_LARGE_BYTES: Final = 1 << 20
+"""What is stored in as many bytes is decompressed by a thread of its own."""
 
 _FIELD_OF_DATASETS: Final = "text"
 
@@ -76,7 +79,8 @@ def _read_stream(unit: Unit, form: str, options: ReadOptions) -> Iterator[Docume
             yield Document(address, content.rest)
             return
         allowance = Allowance(address, unit.stored_bytes, options.most_expansion)
-        content = Forward(allowance.giving(decompress(compression, allowance.reading(content.rest()), address)))
+        blocks = allowance.giving(decompress(compression, allowance.reading(content.rest()), address))
+        content = Forward(ahead(blocks) if unit.stored_bytes >= _LARGE_BYTES else blocks)
     if inner == "tar" and archives.is_tar(content.peek(archives.TAR_BLOCK_BYTES)):
         allowance = Allowance(address, unit.stored_bytes, options.most_expansion)
         yield from _members(unit, archives.tar_members(content, address, allowance), options)

@@ -22,7 +22,9 @@ import os
 import struct
 import weakref
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -32,6 +34,7 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from bytelm.data.frame_packer import FramePacker
 from bytelm.errors import ShardError
 
 FRAME_BYTES: Final = 256 << 10
@@ -291,14 +294,20 @@ class ShardWriter:
 
     Args:
         file: Binary file, empty, open for writing.
-        level: zstd level, 1 to 22.
+        packer: Packs the frames.
         frame_bytes: Raw bytes of a frame.
+
+    Attributes:
+        raw_bytes: Bytes that were appended.
+        packed_bytes: Bytes of the file so far; some of what was appended may still be packed.
     """
 
-    def __init__(self, file: BinaryIO, *, level: int, frame_bytes: int = FRAME_BYTES) -> None:
+    def __init__(self, file: BinaryIO, packer: FramePacker, *, frame_bytes: int = FRAME_BYTES) -> None:
         self._file = file
         self._frame_bytes = frame_bytes
-        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        self._packer = packer
+        self._handed_bytes = packer.frames_at_once * frame_bytes
+        self._waiting: deque[Future[list[bytes]]] = deque()
         self._pending = bytearray()
         self._rows = bytearray()
         self._packed_sizes = array("I")
@@ -336,12 +345,12 @@ class ShardWriter:
         self._pending += data
         self._content.update(data)
         self.raw_bytes += len(data)
-        written = 0
-        while len(self._pending) - written >= self._frame_bytes:
-            self._write_frame(memoryview(self._pending)[written : written + self._frame_bytes])
-            written += self._frame_bytes
-        if written:
-            self._pending = self._pending[written:]
+        if len(self._pending) >= self._handed_bytes:
+            whole = len(self._pending) - len(self._pending) % self._frame_bytes
+            rest = self._pending[whole:]
+            del self._pending[whole:]
+            self._pack(self._pending)
+            self._pending = rest
 
     def finish(self) -> ShardSummary:
         """Write what is pending, the footer and the seek table. The file stays open.
@@ -351,7 +360,8 @@ class ShardWriter:
         """
         assert self.raw_bytes
         if self._pending:
-            self._write_frame(memoryview(self._pending))
+            self._pack(self._pending)
+        self._write_packed(most_waiting=0)
         rows = np.frombuffer(bytes(self._rows), _ROW_TYPE)
         frames = np.zeros(len(self._packed_sizes), _FRAME_TYPE)
         frames["packed_bytes"] = self._packed_sizes
@@ -389,12 +399,16 @@ class ShardWriter:
             content=content.hex(),
         )
 
-    def _write_frame(self, raw: memoryview) -> None:
-        packed = self._compressor.compress(raw)
-        raw.release()
-        self._packed_sizes.append(len(packed))
-        self._packed_hashes.append(xxhash.xxh3_64_intdigest(packed))
-        self.packed_bytes += self._file.write(packed)
+    def _pack(self, raw: bytearray) -> None:
+        self._waiting.append(self._packer.pack(raw, self._frame_bytes))
+        self._write_packed(self._packer.most_waiting)
+
+    def _write_packed(self, most_waiting: int) -> None:
+        while len(self._waiting) > most_waiting:
+            for packed in self._waiting.popleft().result():
+                self._packed_sizes.append(len(packed))
+                self._packed_hashes.append(xxhash.xxh3_64_intdigest(packed))
+                self.packed_bytes += self._file.write(packed)
 
 
 class ShardReader:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest row first. A module imports only from rows before its own.
 ROWS: list[set[str]] = [
-    {"bytelm.errors", "bytelm.vocab"},
+    {"bytelm.errors", "bytelm.vocab", "bytelm.data.frame_packer"},
     {
         "bytelm.files",
         "bytelm.masks",

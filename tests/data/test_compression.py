@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm.data.compression import COMPRESSIONS, UNQUESTIONED_BYTES, Allowance, Forward, decompress, fits
+from bytelm.data.compression import COMPRESSIONS, UNQUESTIONED_BYTES, Allowance, Forward, ahead, decompress, fits
 from bytelm.errors import SourceError
 
 MIB = 1 << 20
@@ -37,6 +37,31 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
     "zst": zst,
 }
+
+
+def test_blocks_taken_ahead_are_the_same_and_an_error_stays_in_its_place() -> None:
+    taken: list[int] = []
+
+    def blocks(count: int, *, fails: bool) -> Iterator[bytes]:
+        for number in range(count):
+            taken.append(number)
+            yield b"%d" % number
+        if fails:
+            raise SourceError("no more")
+
+    for count in (0, 1, 20):
+        assert list(ahead(blocks(count, fails=False))) == [b"%d" % number for number in range(count)]
+        given = ahead(blocks(count, fails=True))
+        assert [next(given) for _ in range(count)] == [b"%d" % number for number in range(count)]
+        with pytest.raises(SourceError, match="no more"):
+            next(given)
+    taken.clear()
+    given = ahead(blocks(1000, fails=False))
+    assert next(given) == b"0"
+    given.close()  # pyright: ignore[reportAttributeAccessIssue]  a generator
+    assert len(taken) < 20, "who stops early has not read everything"
+
+
 ZEROS = bytes(80 * MIB)
 SKIPPABLE = b"\x5f\x2a\x4d\x18" + struct.pack("<I", 5) + b"aside"
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm.data.engine import Processes
+from bytelm.data.engine import InThisProcess, Processes
 from bytelm.data.filters import Filters
 from bytelm.data.ingest import IngestProgress, ingest, is_unfinished, list_units
 from bytelm.data.shards import INDEX, Corpus, Count
@@ -38,6 +38,13 @@ def files(tmp_path: Path) -> Path:
         name = folder / ("sub" if number % 2 else "") / f"{number:02d}.txt"
         name.write_bytes(b"".join(b"%030x\n" % chance.getrandbits(120) for _ in range(100)))
     return folder
+
+
+class ThreadsOnly(InThisProcess):
+    """As many workers, all of them threads: one job at a time."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
 
 
 @pytest.fixture(scope="module")
@@ -395,11 +402,12 @@ def test_names_that_are_no_utf8_are_ingested(tmp_path: Path) -> None:
     assert corpus.sources[0]["name"].endswith("files\\xff")
 
 
-def test_a_document_larger_than_what_is_held_takes_constant_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_document_larger_than_what_is_held_takes_constant_memory(tmp_path: Path, threads: int) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(160 << 20)
     tracemalloc.start()
-    report = ingest([tmp_path / "large"], tmp_path / "corpus", level=1, workers=1)
+    report = ingest([tmp_path / "large"], tmp_path / "corpus", level=1, engine=ThreadsOnly(threads))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert report.raw_bytes == 160 << 20
@@ -425,13 +433,31 @@ def test_an_archive_over_many_partitions_gives_the_same_with_any_number_of_worke
 ) -> None:
     archive = shutil.make_archive(str(tmp_path / "archive"), "gztar", files)
     sources = [files / "00.txt", archive, files / "sub"]
-    for out, engine in (("one", None), ("two", two_processes)):
-        ingest(sources, tmp_path / out, engine=engine, shard_bytes=SMALL, validation_fraction=0)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    engines = {"one": None, "two": two_processes, "three": ThreadsOnly(3), "many": ThreadsOnly(40)}
+    for out, engine in engines.items():
+        ingest(sources, tmp_path / out, engine=engine, shard_bytes=SMALL, frame_bytes=512, validation_fraction=0)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
     corpus = Corpus.open(tmp_path / "one")
     assert [source["documents"] for source in corpus.sources] == [1, 19, 0]
     assert sorted(corpus.documents("train")) == sorted(path.read_bytes() for path in files.rglob("*.txt"))
     assert len(corpus.all_shards) > 3
+
+
+@pytest.mark.parametrize("form", ["bztar", "xztar", "gztar", "tar"])
+def test_a_large_archive_gives_the_same_with_threads(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    chance = random.Random(form)
+    for number in range(30):
+        (folder / f"{number:02d}").write_bytes(chance.randbytes(chance.randrange(130_000)) + b"the same " * 20_000)
+    archive = Path(shutil.make_archive(str(tmp_path / "archive"), form, folder))
+    assert archive.stat().st_size > 1 << 20, "only then a thread unpacks it"
+    for workers in (1, 3):
+        ingest([archive], tmp_path / str(workers), engine=ThreadsOnly(workers), level=1)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+    found = [document for documents in everything(Corpus.open(tmp_path / "1")).values() for document in documents]
+    assert len(b"".join(found)) == sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_filters_count_what_they_leave_out(tmp_path: Path) -> None:

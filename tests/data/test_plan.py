@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.data.plan import jobs_of, partitions_of
+from bytelm.data.plan import jobs_of, partitions_of, threads_of
 from bytelm.data.sources import Unit
 from bytelm.data.split import HEAD_BYTES
 from bytelm.data.survey import KEPT, ROW_TYPE, Survey
@@ -63,8 +63,8 @@ def test_partitions_are_a_64th_of_the_corpus_within_limits() -> None:
         assert all(expected <= size < expected + total // 1024 for size in sizes[:-1])
 
 
-@pytest.mark.parametrize(("workers", "jobs"), [(1, 1), (2, 2), (5, 5), (16, 10), (100, 10)])
-def test_what_one_unit_stretches_over_is_dealt_to_no_more_jobs_than_workers(workers: int, jobs: int) -> None:
+@pytest.mark.parametrize(("workers", "jobs"), [(1, 1), (2, 1), (8, 1), (16, 2), (24, 3), (100, 10)])
+def test_what_one_unit_stretches_over_is_dealt_to_a_job_for_every_eight_workers(workers: int, jobs: int) -> None:
     survey = survey_of([(0, 100, True)] * 100)
     partitions = partitions_of(survey, shard_bytes=1000, first_shard=0)
     assert len(partitions) == 10
@@ -83,6 +83,20 @@ def test_partitions_that_are_not_next_to_each_other_are_no_job_together() -> Non
     todo = [partitions[number] for number in (0, 1, 5, 6, 9)]
     jobs = list(jobs_of(survey, todo, 1))
     assert [[part.number for part in job] for job in jobs] == [[0, 1], [5, 6], [9]]
+
+
+def test_a_job_gets_threads_by_its_share_of_the_bytes() -> None:
+    def threads(documents: list[tuple[int, int, bool]], workers: int) -> list[int]:
+        survey = survey_of(documents)
+        partitions = partitions_of(survey, shard_bytes=1000, first_shard=0)
+        return threads_of(survey, list(jobs_of(survey, partitions, workers)), workers)
+
+    one_archive = [(0, 100, True)] * 100
+    assert [threads(one_archive, workers) for workers in (1, 2, 5, 16)] == [[1], [2], [5], [8, 8]]
+    assert threads([*one_archive, (1, 900, False), (1, 50, True)], 4) == [4, 1]
+    assert threads([(0, 1000, True), (1, 1000, True)], 2) == [1, 1]
+    assert threads([(number, 1000, True) for number in range(20)], 4) == [1] * 20
+    assert threads([(0, 100_000, True)], 100) == [8]
 
 
 def test_the_head_is_of_what_stays() -> None:

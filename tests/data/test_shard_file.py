@@ -14,6 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytelm.data.frame_packer import FramePacker
 from bytelm.data.shard_file import ShardReader, ShardSummary, ShardWriter
 from bytelm.errors import ShardError
 
@@ -25,7 +26,7 @@ def packed_shard(
     documents: list[bytes], *, frame_bytes: int = FRAME_BYTES, level: int = 3
 ) -> tuple[bytes, ShardSummary]:
     file = io.BytesIO()
-    writer = ShardWriter(file, level=level, frame_bytes=frame_bytes)
+    writer = ShardWriter(file, FramePacker(level), frame_bytes=frame_bytes)
     for number, document in enumerate(documents):
         writer.append(document, starts=True, ends=True, source=number % 3, kind=number % 2)
     return file.getvalue(), writer.finish()
@@ -34,7 +35,7 @@ def packed_shard(
 def written(path: Path, documents: list[bytes]) -> ShardSummary:
     """A shard on disk."""
     with path.open("wb") as file:
-        writer = ShardWriter(file, level=3, frame_bytes=FRAME_BYTES)
+        writer = ShardWriter(file, FramePacker(3), frame_bytes=FRAME_BYTES)
         for number, document in enumerate(documents):
             writer.append(document, starts=True, ends=True, source=number % 3, kind=number % 2)
         return writer.finish()
@@ -69,7 +70,7 @@ def test_any_documents_come_back_with_their_boundaries(documents: list[bytes], f
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.zst"
         with path.open("wb") as file:
-            writer = ShardWriter(file, level=1, frame_bytes=frame_bytes)
+            writer = ShardWriter(file, FramePacker(1), frame_bytes=frame_bytes)
             for document in documents:
                 writer.append(document, starts=True, ends=True, source=5, kind=1)
             summary = writer.finish()
@@ -89,10 +90,30 @@ def test_any_documents_come_back_with_their_boundaries(documents: list[bytes], f
             assert found.ends_document == (begin + size in begins or begin + size == len(raw))
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.binary(min_size=1, max_size=5000), min_size=1, max_size=12),
+    st.sampled_from([7, 64, 1000]),
+    st.integers(2, 4),
+)
+def test_threads_pack_the_same_shard(documents: list[bytes], frame_bytes: int, threads: int) -> None:
+    files = [io.BytesIO(), io.BytesIO()]
+    found: list[ShardSummary] = []
+    for file, count in zip(files, (1, threads), strict=True):
+        with FramePacker(3, count) as packer:
+            writer = ShardWriter(file, packer, frame_bytes=frame_bytes)
+            for document in documents:
+                writer.append(document, starts=True, ends=True, source=5, kind=1)
+            found.append(writer.finish())
+    assert found[0] == found[1]
+    assert files[0].getvalue() == files[1].getvalue()
+    assert found[0].packed_bytes == len(files[0].getvalue())
+
+
 def test_a_piece_may_be_appended_in_parts_and_be_cut_at_both_ends(tmp_path: Path) -> None:
     path = tmp_path / "shard.zst"
     with path.open("wb") as file:
-        writer = ShardWriter(file, level=1, frame_bytes=64)
+        writer = ShardWriter(file, FramePacker(1), frame_bytes=64)
         writer.append(b"a" * 10, starts=False, ends=False, source=0, kind=0)
         writer.append(b"b" * 10, starts=False, ends=True, source=0, kind=0, continues=True)
         writer.append(b"c" * 10, starts=True, ends=False, source=1, kind=1)
