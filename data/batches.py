@@ -57,7 +57,7 @@ class WindowBatch(NamedTuple):
 
 
 class BatchLoader(ABC):
-    """Endless batches of one rank, resumable at any window. Which windows they are is a subclass's to say.
+    """Batches of one rank, resumable at any window. Which windows they are is a subclass's to say.
 
     Args:
         pool: What windows come from.
@@ -66,6 +66,7 @@ class BatchLoader(ABC):
         batch_windows: B.
         rank: In [0, ranks).
         ranks: Processes that share the windows.
+        end_window: See ``WindowLoader``.
 
     Attributes:
         replaced_windows: Windows given so far that stand in for damaged ones; only where that was asked for.
@@ -80,6 +81,7 @@ class BatchLoader(ABC):
         batch_windows: int,
         rank: int,
         ranks: int,
+        end_window: int | None,
     ) -> None:
         assert 0 <= rank < ranks
         self._pool = pool
@@ -87,6 +89,7 @@ class BatchLoader(ABC):
         self._batch_windows = batch_windows
         self._rank = rank
         self._ranks = ranks
+        self._end_window = end_window
         self._most_batches = max(1, min(_BLOCK_BYTES // width, _BLOCK_WINDOWS) // batch_windows)
         self.replaced_windows = 0
         self._told_damage = 0
@@ -114,10 +117,13 @@ class BatchLoader(ABC):
         """The next batch.
 
         Raises:
+            StopIteration: The next one would begin at ``end_window`` or behind it.
             ShardError: A shard is missing or damaged. None of its bytes is in any batch, and the state stays as it was.
         """
         block, number = self._block, self._given
         if block is None or number == len(block.first_marks) - 1:
+            if self._end_window is not None and self._next_window >= self._end_window:
+                raise StopIteration
             block, number = self._cut_block(), 0
         begin, end = number * self._batch_windows, (number + 1) * self._batch_windows
         marks = slice(block.first_marks[number], block.first_marks[number + 1])
@@ -187,16 +193,23 @@ class BatchLoader(ABC):
         self._batches = min(self._batches * _BLOCK_GROWTH, self._most_batches)
         batches = len(block.first_marks) - 1
         following = self._next_window + batches * self._batch_windows * self._ranks
-        self._pool.ask(self._plan_from(following))
+        ahead_N = self._windows_from(following, self._batches)
+        if len(ahead_N):
+            self._pool.ask(self._plan_from(following))
         if self._pool.fetches:  # further ahead than is decoded: a network answers late
-            count = self._batches * self._batch_windows
-            begin = following + count * self._ranks
-            ahead_N = windows_of_rank(begin, _BLOCKS_FETCHED * count, rank=self._rank, ranks=self._ranks)
-            self._pool.fetch(self._plan(ahead_N))
+            ahead_N = self._windows_from(following + len(ahead_N) * self._ranks, _BLOCKS_FETCHED * self._batches)
+            if len(ahead_N):
+                self._pool.fetch(self._plan(ahead_N))
         return block
 
     def _plan_from(self, window: int) -> Plan:
         if self._planned is None or self._planned[0] != window:
-            count = self._batches * self._batch_windows
-            self._planned = window, self._plan(windows_of_rank(window, count, rank=self._rank, ranks=self._ranks))
+            self._planned = window, self._plan(self._windows_from(window, self._batches))
         return self._planned[1]
+
+    def _windows_from(self, window: int, batches: int) -> NDArray[np.int64]:
+        """This rank's windows of that many batches, or of as many as there are before the end."""
+        if self._end_window is not None:
+            left = max(0, self._end_window - window)
+            batches = min(batches, -(-left // (self._batch_windows * self._ranks)))
+        return windows_of_rank(window, batches * self._batch_windows, rank=self._rank, ranks=self._ranks)

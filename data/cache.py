@@ -121,6 +121,12 @@ class CachedFile:
         """See ``RangeReader``."""
         return self._joined(offset, length, anew=False)
 
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """See ``RangeReader``."""
+        found = self.read(offset, len(out))
+        out[: len(found)] = found
+        return len(found)
+
     def read_anew(self, offset: int, length: int) -> bytes:
         """See ``RangeReader``; the blocks that were kept are replaced."""
         return self._joined(offset, length, anew=True)

@@ -45,7 +45,7 @@ def windows_of(
 
 
 class WindowLoader(BatchLoader):
-    """Endless batches of windows; the n-th window is the same for any ranks, threads and batch size.
+    """Batches of windows; the n-th window is the same for any ranks, threads and batch size.
 
     Args:
         corpus: An open corpus.
@@ -61,6 +61,8 @@ class WindowLoader(BatchLoader):
             document and fills it with whole ones, see ``bytelm.data.document_windows``.
         on_damage: ``stop`` raises where a shard is missing or damaged; ``replace`` gives other windows of the epoch in
             the place of those that cannot be read, always the same ones, and counts them.
+        end_window: Batches end with the one that reaches this global index, and nothing behind it is decoded; None:
+            they go on, epoch after epoch.
 
     Attributes:
         windows_per_epoch: Windows in one epoch, those of all ranks together.
@@ -88,6 +90,7 @@ class WindowLoader(BatchLoader):
         threads: int = 1,
         packing: Packing = "stream",
         on_damage: OnDamage = "stop",
+        end_window: int | None = None,
     ) -> None:
         source = windows_of(
             corpus, split, packing, seed=seed, window_bytes=window_bytes, prediction_heads=prediction_heads
@@ -104,7 +107,9 @@ class WindowLoader(BatchLoader):
         }
         width = window_bytes + prediction_heads
         pool = WindowPool([source], width=width, threads=threads, replace_damaged=on_damage == "replace")
-        super().__init__(pool, identity, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks)
+        super().__init__(
+            pool, identity, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks, end_window=end_window
+        )
 
     def _plan(self, windows_N: NDArray[np.int64]) -> Plan:
         return self._pool.plan(np.zeros_like(windows_N), windows_N)

@@ -22,7 +22,7 @@ _LEAST_LANES: Final = 8
 
 
 class MixtureLoader(BatchLoader):
-    """Endless batches of windows out of several corpora; as ``WindowLoader`` in everything else.
+    """Batches of windows out of several corpora; as ``WindowLoader`` in everything else.
 
     Args:
         corpora: Open corpora.
@@ -61,6 +61,7 @@ class MixtureLoader(BatchLoader):
         threads: int = 1,
         packing: Packing = "stream",
         on_damage: OnDamage = "stop",
+        end_window: int | None = None,
     ) -> None:
         assert len(corpora) == len(weights)
         fingerprints = [corpus.fingerprint for corpus in corpora]
@@ -94,7 +95,9 @@ class MixtureLoader(BatchLoader):
         }
         width = window_bytes + prediction_heads
         pool = WindowPool(sources, width=width, threads=threads, replace_damaged=on_damage == "replace")
-        super().__init__(pool, identity, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks)
+        super().__init__(
+            pool, identity, width=width, batch_windows=batch_windows, rank=rank, ranks=ranks, end_window=end_window
+        )
 
     @property
     def weights(self) -> tuple[str, ...]:

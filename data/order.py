@@ -39,7 +39,7 @@ MOST_LANES: Final = 64
 _POOL_BYTES: Final = 64 << 20  # the groups of all lanes together; windows that need large groups get fewer lanes
 _WINDOWS_IN_GROUP: Final = 32  # less than 1/32 of the bytes can then fall into what a group leaves over
 _DEPTH_OF_MOST_LANES: Final = 64  # from this many groups a lane on, an uneven end no longer matters
-_DEPTH_OF_SHIFTS: Final = 16  # from this many groups a lane on, reading one of them twice costs little
+_DEPTH_OF_SHIFTS: Final = 128  # from this many groups a lane on, reading one of them twice costs nothing
 _ROUNDS: Final = 8
 _WORD: Final = (1 << 64) - 1
 

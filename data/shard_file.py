@@ -59,6 +59,7 @@ _SEEK_END = struct.Struct("<IBI")  # frames, descriptor, magic
 _MAGIC = b"bytelm\r\n"
 _HEADER_MAGIC, _FOOTER_MAGIC, _SEEK_MAGIC, _SEEK_END_MAGIC = 0x184D2A50, 0x184D2A51, 0x184D2A5E, 0x8F92EAB1
 _HASH_BYTES = 16
+_FRAME_FLAGS, _HAS_CHECKSUM, _CHECKSUM_BYTES = 4, 0b100, 4  # of a zstd frame: the byte behind its magic, RFC 8878
 _FRAME_TYPE = np.dtype(
     [("packed_bytes", "<u4"), ("first_piece", "<u4"), ("packed_hash", "<u8"), ("pieces_hash", "<u8")]
 )
@@ -115,8 +116,17 @@ class RangeReader(Protocol):
         """
         ...
 
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """Fill memory with its bytes; how many they are, fewer where it ends.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            OSError: It cannot be read.
+        """
+        ...
+
     def read_anew(self, offset: int, length: int) -> bytes:
-        """The same from where the file comes from: what ``read`` gave was found damaged and may be a copy."""
+        """The same from where the file comes from: what was read before was found damaged and may be a copy."""
         ...
 
 
@@ -143,6 +153,10 @@ class LocalFile:
     def read(self, offset: int, length: int) -> bytes:
         """See ``RangeReader``."""
         return os.pread(self._descriptor, length, offset)
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """See ``RangeReader``."""
+        return os.preadv(self._descriptor, [out], offset)
 
     def read_anew(self, offset: int, length: int) -> bytes:
         """See ``RangeReader``."""
@@ -488,13 +502,17 @@ class ShardReader:
         offset, *ends = self._offsets_F[first : end + 1].tolist()
         begins = [offset, *ends[:-1]]
         packed = self._read_sound(begins, ends, self._packed_hash_F[first:end].tolist(), "frame {}", first)
-        try:
-            with decompressor.stream_reader(packed, read_across_frames=end > first + 1) as stream:
-                whole = stream.readinto(out) == len(out) and (len(out) < raw_bytes or not stream.read(1))
-        except zstandard.ZstdError as error:
-            raise self._damaged(f"one of the frames {first}-{end - 1} ({error})", offset, len(packed)) from error
-        if not whole:
-            raise self._damaged(f"one of the frames {first}-{end - 1}", offset, len(packed))
+        for frame, begin, behind in zip(range(first, end), begins, ends, strict=True):
+            at = (frame - first) * self.frame_bytes
+            frame_bytes = min(self.frame_bytes, raw_bytes - at)
+            try:
+                whole = _decode_sound(
+                    packed[begin - offset : behind - offset], out[at : at + frame_bytes], frame_bytes, decompressor
+                )
+            except zstandard.ZstdError as error:
+                raise self._damaged(f"frame {frame} ({error})", begin, behind - begin) from error
+            if not whole:
+                raise self._damaged(f"frame {frame}", begin, behind - begin)
 
     def frame_pieces(self, first: int, count: int = 1) -> FramePieces:
         """The pieces that touch frames that follow each other, without the frames' bytes.
@@ -509,7 +527,7 @@ class ShardReader:
         if end == self.frames:
             ends.append(self._rows_offset + self.pieces * _ROW.size)
         begins = [self._rows_offset + row * _ROW.size for row in rows[:count]]
-        content = self._read_sound(begins, ends, self._pieces_hash_F[first:end].tolist(), _ROWS_OF_FRAME, first)
+        content = bytes(self._read_sound(begins, ends, self._pieces_hash_F[first:end].tolist(), _ROWS_OF_FRAME, first))
         size = min(self.raw_bytes, end * self.frame_bytes) - first * self.frame_bytes
         return FramePieces(content, first * self.frame_bytes, size, end == self.frames)
 
@@ -545,13 +563,14 @@ class ShardReader:
             raise damaged
         return content
 
-    def _read_sound(self, begins: list[int], ends: list[int], hashes: list[int], what: str, first: int) -> bytes:
-        """The bytes from the first begin to the last end, after each part has passed its hash."""
+    def _read_sound(self, begins: list[int], ends: list[int], hashes: list[int], what: str, first: int) -> memoryview:
+        """The bytes from the first begin to the last end, writable, after each part has passed its hash."""
         offset, length = begins[0], ends[-1] - begins[0]
+        content = np.empty(length, np.uint8).data
         try:
-            content = self._source.read(offset, length)
-            if _first_unsound(content, begins, ends, hashes) is not None:
-                content = self._source.read_anew(offset, length)
+            read = self._source.read_into(offset, content)
+            if _first_unsound(content[:read], begins, ends, hashes) is not None:
+                content = memoryview(bytearray(self._source.read_anew(offset, length)))
                 unsound = _first_unsound(content, begins, ends, hashes)
                 if unsound is not None:
                     begin, end = begins[unsound], ends[unsound]
@@ -642,14 +661,27 @@ class ShardReader:
         )
 
 
-def _first_unsound(content: bytes, begins: list[int], ends: list[int], hashes: list[int]) -> int | None:
-    if len(hashes) == 1:
-        return None if xxhash.xxh3_64_intdigest(content) == hashes[0] else 0
-    view, offset = memoryview(content), begins[0]
+def _first_unsound(content: memoryview, begins: list[int], ends: list[int], hashes: list[int]) -> int | None:
+    offset = begins[0]
     for number, (begin, end, expected) in enumerate(zip(begins, ends, hashes, strict=True)):
-        if xxhash.xxh3_64_intdigest(view[begin - offset : end - offset]) != expected:
+        if xxhash.xxh3_64_intdigest(content[begin - offset : end - offset]) != expected:
             return number
     return None
+
+
+def _decode_sound(
+    packed: memoryview, out: memoryview, raw_bytes: int, decompressor: zstandard.ZstdDecompressor
+) -> bool:
+    """Decode a frame whose packed bytes have passed their hash; whether it held ``raw_bytes``, or ``out`` is shorter.
+
+    zstd would compute its own checksum over the raw bytes, 32 bits and a twelfth of the time; the hash that has been
+    compared has 64, and decoding adds nothing to what it covers. So the flag that asks for it is taken back.
+    """
+    if packed[_FRAME_FLAGS] & _HAS_CHECKSUM:
+        packed[_FRAME_FLAGS] &= ~_HAS_CHECKSUM
+        packed = packed[:-_CHECKSUM_BYTES]
+    with decompressor.stream_reader(packed) as stream:
+        return stream.readinto(out) == len(out) and (len(out) < raw_bytes or not stream.read(1))
 
 
 def tables_offset(packed_bytes: int, frames: int, pieces: int) -> int:

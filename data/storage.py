@@ -156,6 +156,12 @@ class StoredFile:
         """Some of its bytes; see ``Folder.read_range``."""
         return self._folder.read_range(self._file, offset, length)
 
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """See ``RangeReader``."""
+        found = self.read(offset, len(out))
+        out[: len(found)] = found
+        return len(found)
+
     def read_anew(self, offset: int, length: int) -> bytes:
         """The same once more, where what came over the network was damaged."""
         return self._folder.read_range(self._file, offset, length)

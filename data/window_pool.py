@@ -107,7 +107,7 @@ class WindowPool:
         if any(source.is_remote for source in sources):
             self._fetcher = Fetcher(_FETCHED)
         lanes = sum(source.lanes for source in sources)
-        self._make_slots(lanes + max(2, min(lanes // 2 + 8, _AHEAD_BYTES // self._slot_bytes)))
+        self._make_slots(lanes + max(2, min(lanes, _AHEAD_BYTES // self._slot_bytes)))
 
     def plan(self, sources_N: NDArray[np.int64], windows_N: NDArray[np.int64]) -> Plan:
         """Where windows will be found.

@@ -181,22 +181,21 @@ def _read_checked(work: Path, state: Any) -> Reading:
 
 def _bytelm(level: int, window_bytes: int, batch_windows: int) -> Loader:
     def read(work: Path, state: Any) -> Reading:
-        from bytelm.data.loader import WindowLoader
+        from bytelm.data.loader import WindowLoader, windows_of
         from bytelm.data.shards import Corpus
 
+        corpus = Corpus.open(corpus_folder(work, level))
+        settings = {"window_bytes": window_bytes, "prediction_heads": HEADS, "seed": SEED}
+        windows = windows_of(corpus, "train", "stream", **settings).windows_per_epoch
         loader = WindowLoader(
-            Corpus.open(corpus_folder(work, level)),
-            window_bytes=window_bytes,
-            prediction_heads=HEADS,
-            batch_windows=batch_windows,
-            seed=SEED,
+            corpus, batch_windows=batch_windows, end_window=windows // batch_windows * batch_windows, **settings
         )
         if state is not None:
             loader.load_state_dict(state)
 
         def batches() -> Iterator[Any]:
-            for _ in range(loader.windows_per_epoch // batch_windows):
-                yield next(loader).windows_BW
+            for batch in loader:
+                yield batch.windows_BW
 
         return Reading(batches(), loader.state_dict, loader.close)
 

@@ -15,6 +15,7 @@ import torch
 from bytelm.data.loader import WindowBatch, WindowLoader
 from bytelm.data.order import WindowOrder
 from bytelm.data.shards import Corpus
+from bytelm.data.window_pool import WindowPool
 from bytelm.errors import CorpusError, ShardError
 
 MakeCorpus = Callable[..., Corpus]
@@ -143,6 +144,45 @@ def test_a_batch_tells_its_window_and_epoch(corpus: Corpus) -> None:
             batch = next(loader)
             assert batch.first_window == 15 * step + 1
             assert batch.epoch == batch.first_window // per_epoch
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_batches_end_where_they_are_told_to_and_nothing_behind_that_is_decoded(
+    corpus: Corpus, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    decode = WindowPool._decode
+
+    def counting(self: WindowPool, work: Any, keys: list[int]) -> None:
+        decoded.extend(keys)
+        decode(self, work, keys)
+
+    monkeypatch.setattr(WindowPool, "_decode", counting)
+    with loader_of(corpus) as loader:
+        per_epoch = loader.windows_per_epoch
+    end = per_epoch // (5 * ranks) * 5 * ranks
+    with loader_of(corpus, rank=ranks - 1, ranks=ranks, end_window=end) as loader:
+        found = [window for batch in loader for window in windows_in(batch)]
+        assert len(found) == end // ranks
+        assert next(loader, None) is None
+        assert loader.state_dict()["window"] == end
+    expected = itertools.islice(naive_windows(corpus, seed=3), end)
+    assert found == list(expected)[ranks - 1 :: ranks]
+    assert len(decoded) == len(set(decoded)), "each group once"
+    groups = WindowOrder(
+        np.array([shard.raw_bytes for shard in corpus.shards("train")]),
+        frame_bytes=corpus.frame_bytes,
+        fingerprint=f"{corpus.fingerprint}:train",
+        seed=3,
+        window_bytes=T,
+        prediction_heads=K,
+    ).groups
+    assert set(decoded) <= set(range(groups)), "none of the second epoch"
+
+
+def test_an_end_within_a_batch_ends_behind_that_batch(corpus: Corpus) -> None:
+    with loader_of(corpus, end_window=11) as loader:
+        assert [batch.first_window for batch in loader] == [0, 5, 10]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])

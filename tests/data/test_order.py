@@ -310,11 +310,19 @@ def test_long_windows_are_joined_from_far_places_at_the_ends_of_shards_alone() -
 
 
 def test_lanes_of_a_large_corpus_change_groups_one_by_one() -> None:
-    order = order_of([2000 * (256 << 10)], 512, 8, frame_bytes=256 << 10)
+    order = order_of([9000 * (256 << 10)], 512, 8, frame_bytes=256 << 10)
     places = order.epoch(0).places(np.arange(200_000))
     begins_group = places.indices_N == 0
     changes = [int(begins_group[begin : begin + 640].sum()) for begin in range(0, 200_000, 640)]
     assert max(changes) <= 4, "ten turns of 64 lanes, each with 511 windows of a group"
+
+
+def test_a_short_epoch_reads_each_group_once() -> None:
+    order = order_of([2000 * (256 << 10)], 8192, 8, frame_bytes=256 << 10)
+    groups_N = order.epoch(0).places(np.arange(order.windows_per_epoch)).groups_N
+    for lane in range(order.lanes):
+        of_lane_N = groups_N[groups_N % order.lanes == lane]
+        assert np.count_nonzero(np.diff(of_lane_N)) + 1 == len(np.unique(of_lane_N))
 
 
 def test_the_order_of_ten_terabytes_is_small_and_quick_to_make() -> None:
