@@ -265,13 +265,24 @@ def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
     Raises:
         CheckpointError: No checkpoint is there, a file of it is missing or damaged, or the version is unknown.
     """
-    checkpoint = find_checkpoint(Path(path))
-    _verify(checkpoint, (_MODEL, PATH_OF_CONFIG))
-    config = _read_config(checkpoint)
+    config, weights = load_weights(find_checkpoint(Path(path)))
     with _Undrawn():
         model = ByteLM(config.model, config.heads)
-    model.load_state_dict(safetensors.torch.load_file(checkpoint / _MODEL), assign=True)
+    model.load_state_dict(weights, assign=True)
     return model.eval(), config
+
+
+def load_weights(checkpoint: Path) -> tuple[RunConfig, dict[str, Tensor]]:
+    """The settings of a checkpoint and the weights that are evaluated, by name, on the CPU.
+
+    Args:
+        checkpoint: Folder of one checkpoint.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the version is unknown.
+    """
+    _verify(checkpoint, (_MODEL, PATH_OF_CONFIG))
+    return _read_config(checkpoint), safetensors.torch.load_file(checkpoint / _MODEL)
 
 
 def checkpoint_bytes(snapshot: Snapshot) -> int:

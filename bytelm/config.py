@@ -28,6 +28,7 @@ AttentionBackend = Literal["torch", "flex", "xformers", "reference"]
 AttentionSetting = Literal["auto", "torch", "flex", "xformers", "reference"]
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
+Frozen = Literal["nothing", "trunk", "language_model"]
 
 _FAMILIES_OF_LAYERS: Final = ("transformer", "causal", "anticausal")
 MAX_PREDICTION_HEADS: Final = 32
@@ -174,6 +175,13 @@ class TrainConfig(_Section):
         description="times that a run goes back to its last checkpoint, at half the rate, then it stops",
     )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="seed of the initial weights and of the window order")
+    init_from: str | None = Field(
+        default=None, description="run or checkpoint whose trunk, and heads of the same family, a run begins with"
+    )
+    frozen: Frozen = Field(
+        default="nothing",
+        description="of train.init_from never changed: nothing, trunk, or language_model (trunk and head 0)",
+    )
     precision: Precision = Field(default="auto", description="of the matrix products; auto is bfloat16 where it pays")
     device: str = Field(default="auto", description="torch device; auto takes CUDA where there is one")
     attention_backend: AttentionSetting = Field(
@@ -214,6 +222,11 @@ class TrainConfig(_Section):
                 f"train.warmup_fraction = {self.warmup_fraction} and train.decay_fraction = {self.decay_fraction} "
                 "are more than the budget together; lower one"
             )
+        if self.frozen != "nothing" and self.init_from is None:
+            raise ValueError(
+                f"train.frozen = {self.frozen} would freeze random weights; give train.init_from (--init-from), or "
+                "leave it"
+            )
         return self
 
 
@@ -242,12 +255,32 @@ class RunConfig(_Section):
                 f"heads.keep_parameters_equal takes heads.count - 1 = {self.heads.count - 1} layers off "
                 f"model.layers = {self.model.layers}, which leaves no trunk"
             )
+        if self.train.frozen == "language_model":
+            self._leaves_heads_to_learn()
         if self.model.local_window_bytes > self.data.window_bytes and "local" in self.model.attention_pattern:
             raise ValueError(
                 f"model.local_window_bytes = {self.model.local_window_bytes} is longer than "
                 f"data.window_bytes = {self.data.window_bytes}; lower it, or make the pattern global"
             )
         return self
+
+    def _leaves_heads_to_learn(self) -> None:
+        heads = self.heads
+        for wrong, found, remedy in (
+            (heads.count == 1, "heads.count = 1, which leaves no head to learn", "set heads.count"),
+            (
+                heads.family in ("anticausal", "shared"),
+                f"heads.family = {heads.family}, in which all heads make head 0",
+                "set train.frozen = trunk",
+            ),
+            (
+                heads.curriculum != "none",
+                f"heads.curriculum = {heads.curriculum}, in which head 0 is alone at times",
+                "set heads.curriculum = none",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"train.frozen = language_model (--heads-only) found {found}; {remedy}")
 
     @classmethod
     def build(cls, preset: str, changes: Iterable[str] = ()) -> Self:

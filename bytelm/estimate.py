@@ -20,6 +20,7 @@ from bytelm.config import RunConfig
 from bytelm.corpora import Given, open_corpora
 from bytelm.device import choose_device
 from bytelm.evaluate import BATCH_IDS, bits_per_byte
+from bytelm.fine_tuning import freeze
 from bytelm.job import Job, PrecisionUsed, Resume, choose_precision, open_job, random_states
 from bytelm.memory import (
     StepMemory,
@@ -133,6 +134,7 @@ def estimate(config: RunConfig, corpus: Given, run: Path, *, resume: Resume = "n
             speed = measure(job, accumulation=settings.accumulation, left_by_tracing=left_by_tracing)
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)
+        freeze(model, settings.frozen)
     size = checkpoint_bytes(
         Snapshot(
             step=0,

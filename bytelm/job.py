@@ -23,6 +23,7 @@ from bytelm.data.batches import BatchLoader
 from bytelm.device import choose_device
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.files import locked, refusals_named, write_file
+from bytelm.fine_tuning import begin_with, check_source, freeze, read_source
 from bytelm.model import ByteLM
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from bytelm.run_log import RunLog
@@ -44,6 +45,7 @@ _KEPT_SETTINGS: Final = (
     ("data", "packing"),
     ("train", "seed"),
     ("train", "optimizer"),
+    ("train", "frozen"),
 )
 """What a run cannot change: the shape of its weights, the order of its windows, and what is kept of the gradients."""
 
@@ -132,7 +134,10 @@ class Job:
         state = self.state
         if snapshot is None:
             torch.manual_seed(self.config.train.seed)
-            self.model.load_state_dict(ByteLM(self.config.model, self.config.heads).state_dict())
+            first = ByteLM(self.config.model, self.config.heads)
+            if self.config.train.init_from is not None:
+                begin_with(first, read_source(Path(self.config.train.init_from)))
+            self.model.load_state_dict(first.state_dict())
             load_optimizer_tensors(self.optimizer, self.model, {})
             self.corpora.load_state(self.loader, self.loader_beginning)
             state.step, state.bytes_seen = 0, 0
@@ -174,8 +179,15 @@ def open_job(
         stack.enter_context(_sole_training(run))
     found = _checkpoint_to_resume(run, resume)
     corpora = open_corpora(corpus, config)
+    source = None
     if found is not None:
         _check_same_run(found, config, corpora)
+        config = _begun_with(config, found.snapshot.config.train.init_from)
+    elif settings.init_from is not None:
+        source = read_source(Path(settings.init_from))
+        check_source(source, config)
+        config = _begun_with(config, str(source.checkpoint))
+    settings = config.train
     _check_folder(run, found)
     device = choose_device(settings.device)
     if settings.threads:
@@ -189,6 +201,9 @@ def open_job(
         channels=config.model.head_channels,
     )
     model = ByteLM(config.model, config.heads, attention_backend=attention.backend).to(device)
+    if source is not None:
+        begin_with(model, source)
+    freeze(model, settings.frozen)
     loader = stack.enter_context(corpora.loader(config))
     held_out = corpora.held_out(config)
     step = 0 if found is None else found.snapshot.step
@@ -280,6 +295,25 @@ def _check_same_run(found: Found, config: RunConfig, corpora: Corpora) -> None:
                 f"{found.checkpoint} has {section}.{key} = {before}, and {now} was asked for; a run keeps this "
                 "setting: leave it out, or start another run with another --out"
             )
+    begun_with, asked = saved.config.train.init_from, config.train.init_from
+    if asked is not None and asked != begun_with and not _names(asked, begun_with):
+        raise CheckpointError(
+            f"{found.checkpoint} is of a run that began with {begun_with or 'fresh weights'}, and {asked} was asked "
+            "for; leave --init-from out, or start another run with another --out"
+        )
+
+
+def _begun_with(config: RunConfig, checkpoint: str | None) -> RunConfig:
+    """The same settings with the checkpoint that the run began with, as it was found then."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"init_from": checkpoint})})
+
+
+def _names(asked: str, checkpoint: str | None) -> bool:
+    """Whether a run, or a checkpoint of it, is that of a checkpoint; neither needs to be there any more."""
+    if checkpoint is None:
+        return False
+    run, path = Path(checkpoint).parent.parent, Path(asked).resolve()
+    return run in (path, path.parent.parent)
 
 
 def _several(one_or_more: str | list[str]) -> list[str]:

@@ -241,7 +241,8 @@ class _SequentialHeads(_Sequential):
             with torch.enable_grad():
                 loss, nats_1 = rule.of(heads, head, heads.head_state(head, hidden_BTD, shared))
             total.add_head(head, loss, nats_1)
-            total.add(torch.autograd.grad(loss, wanted, allow_unused=True))
+            if loss.requires_grad:  # not of a head that is frozen
+                total.add(torch.autograd.grad(loss, wanted, allow_unused=True))
         return total.hand_over(ctx, total.gradients)
 
 

@@ -25,6 +25,7 @@ from bytelm import machine
 from bytelm.averaging import WeightAverage
 from bytelm.config import RunConfig
 from bytelm.errors import TrainingError
+from bytelm.fine_tuning import freeze
 from bytelm.loss import multi_byte_loss
 from bytelm.model import ByteLM
 from bytelm.optim import make_optimizer, optimizer_tensors
@@ -98,11 +99,12 @@ def trace_real_step(config: RunConfig, device: torch.device, *, bfloat16: bool) 
     with _Alive() as alive:
         with torch.device(device):
             model = ByteLM(config.model, config.heads)
+            freeze(model, settings.frozen)
         weights = alive.bytes
         average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
         averages = alive.bytes - weights
         optimizer = make_optimizer(model, settings)
-        for parameter in model.parameters():
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
@@ -237,7 +239,8 @@ class _Alive(TorchDispatchMode):
                 seen.add(id(parameter))
                 self.gradients += parameter.nbytes
 
-        hooks = [parameter.register_post_accumulate_grad_hook(count) for parameter in model.parameters()]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        hooks = [parameter.register_post_accumulate_grad_hook(count) for parameter in trained]
         try:
             yield
         finally:

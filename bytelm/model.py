@@ -172,7 +172,8 @@ class ByteLM(nn.Module):
 
         Matrices cost two operations a weight (as often as the heads use it), attention four for each
         channel and byte seen; what a byte cannot see is not counted, though a kernel may compute it. The backward
-        pass costs twice the forward pass. Norms, activations and softmax are not counted.
+        pass costs twice the forward pass, and nothing in a trunk that is frozen. Norms, activations and softmax are
+        not counted.
 
         Args:
             context_bytes: Length of the window, over whose positions the mean is taken.
@@ -183,14 +184,16 @@ class ByteLM(nn.Module):
         """
         of_heads = set(self.heads.modules())
         operations = 0.0
+        of_trunk = 3.0 if training and self.embedding.requires_grad else 1.0
+        of_the_rest = 3.0 if training else 1.0
         for module in self.modules():
-            uses = self.heads.uses(module) if module in of_heads else 1
+            uses = of_the_rest * self.heads.uses(module) if module in of_heads else of_trunk
             if isinstance(module, Linear):
                 operations += uses * 2.0 * module.weight.numel()
             elif isinstance(module, Attention):
                 window = context_bytes if module.kind == "global" else self.config.local_window_bytes
                 operations += uses * 4.0 * self.config.d_model * _mean_visible(context_bytes, window)
-        return operations * (3.0 if training else 1.0)
+        return operations
 
     def _through(self, inputs_BT: Tensor, shared: Pass) -> Tensor:
         hidden_BTD = F.embedding(inputs_BT, self.embedding)

@@ -67,7 +67,10 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
     linear = {id(module.weight): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if id(parameter) in linear]
-    others = [parameter for parameter in trained if id(parameter) not in linear]
+    if train.frozen == "language_model":  # the rows of head 0 must not decay
+        matrices = [matrix for matrix in matrices if linear[id(matrix)].rpartition(".")[2] != _UNEMBEDDING]
+    decaying = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in trained if id(parameter) not in decaying]
     parts: list[torch.optim.Optimizer] = []
     if train.optimizer == "muon":
         hidden = [matrix for matrix in matrices if linear[id(matrix)].rpartition(".")[2] != _UNEMBEDDING]

@@ -102,6 +102,8 @@ def train(
             resumed_from=job.resumed_from,
             damaged=job.damaged,
         )
+        if job.resumed_from is None and job.config.train.init_from is not None:  # from now on the run stands alone
+            yield from save(job)
         if state.safety.validation_due:  # the run was stopped in the middle of it
             best = yield from validate(job, should_stop)
             yield from save(job, best=best)

@@ -1,6 +1,7 @@
 """``bytelm train``: from a corpus to a run, and on from where a run was saved."""
 
 import enum
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -58,6 +59,18 @@ def train(
         ResumeChoice,
         typer.Option("--resume", help="A run that was saved: refuse it, go on if there is one, or go on in any case."),
     ] = ResumeChoice.never,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from",
+            metavar="RUN|CHECKPOINT",
+            help="Begin with the settings, the trunk and, in the same family, the heads of another run.",
+        ),
+    ] = None,
+    heads_only: Annotated[
+        bool,
+        typer.Option("--heads-only", help="With --init-from: train the drafting heads alone; what it says stays."),
+    ] = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Tell what the run will take, from a few real steps; write nothing.")
     ] = False,
@@ -83,11 +96,11 @@ def train(
 
     if out is None:
         raise ConfigError("no place for the run; give --out RUN")
-    wanted = [*(changes or []), *_budget(steps, size, time_budget)]
+    wanted = [*_beginning(init_from, heads_only), *(changes or []), *_budget(steps, size, time_budget)]
     if resume is not ResumeChoice.never and checkpoints(out):
         config, corpus = _resumed(out, preset, wanted, corpus)
     else:
-        config = _config(preset, wanted)
+        config = _config(preset, wanted, init_from)
     if not corpus:
         raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
 
@@ -128,9 +141,23 @@ def _budget(steps: int | None, size: str | None, time_budget: str | None) -> lis
     return budgets
 
 
-def _config(preset: str | None, changes: list[str]) -> "RunConfig":
+def _beginning(init_from: Path | None, heads_only: bool) -> list[str]:
+    from bytelm.errors import ConfigError
+
+    if heads_only and init_from is None:
+        raise ConfigError("--heads-only trains heads for a model that is there; give it with --init-from RUN")
+    frozen = ["train.frozen=language_model"] if heads_only else []
+    return frozen if init_from is None else [f"train.init_from={json.dumps(str(init_from))}", *frozen]
+
+
+def _config(preset: str | None, changes: list[str], init_from: Path | None = None) -> "RunConfig":
+    """Settings of the preset, or else of what the run begins with, or else of the default preset."""
     from bytelm.config import RunConfig
 
+    if preset is None and init_from is not None:
+        from bytelm.fine_tuning import read_source
+
+        return read_source(init_from).config.with_changes(["train.frozen=nothing", *changes])
     return RunConfig.build(preset or _DEFAULT_PRESET, changes)
 
 

@@ -81,6 +81,7 @@ ROWS: list[set[str]] = [
     {"bytelm.heads", "bytelm.fused_loss"},
     {"bytelm.model"},
     {"bytelm.loss", "bytelm.checkpoint"},
+    {"bytelm.fine_tuning"},
     {"bytelm.decode", "bytelm.memory", "bytelm.saver"},
     {"bytelm.evaluate"},
     {"bytelm.corpora"},

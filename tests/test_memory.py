@@ -32,6 +32,7 @@ def traced(*changes: str, bfloat16: bool = True) -> StepMemory:
         ["heads.family=transformer", "heads.backward=naive"],
         ["heads.family=transformer", "heads.backward=checkpoint"],
         ["train.optimizer=muon", "train.accumulation=3"],
+        ["train.init_from=elsewhere", "train.frozen=language_model"],
     ],
 )
 def test_a_step_on_fake_tensors_needs_what_a_real_step_needs(changes: list[str]) -> None:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bytelm.config import PRESETS, HeadFamily, HeadsConfig, ModelConfig, RunConfig
+from bytelm.fine_tuning import freeze
 from bytelm.heads import FAMILIES
 from bytelm.kv_cache import BUCKET
 from bytelm.masks import visible_dense
@@ -151,6 +152,15 @@ def test_operations_are_those_that_torch_counts(family: HeadFamily) -> None:
     expected = matrices + sum(4 * 32 * seen[kind] for kind in layers)
     assert model.flops_per_byte(50, training=False) == pytest.approx(expected)
     assert model.flops_per_byte(50, training=True) == pytest.approx(3 * expected)
+
+
+def test_a_frozen_trunk_costs_its_forward_pass_alone() -> None:
+    model = new_model("linear")
+    forward, whole = (model.flops_per_byte(50, training=training) for training in (False, True))
+    freeze(model, "trunk")
+    of_heads = 2.0 * model.heads.get_parameter("unembedding.weight").numel()
+    assert model.flops_per_byte(50, training=False) == forward
+    assert model.flops_per_byte(50, training=True) == whole - 2 * (forward - of_heads)
 
 
 # What a byte may depend on

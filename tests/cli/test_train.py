@@ -6,6 +6,7 @@ import os
 import pty
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,9 +152,36 @@ def test_a_spent_budget_says_how_to_get_more(corpus: Path, tmp_path: Path, capsy
     assert "--resume auto --steps 10" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_heads_are_added_to_a_trained_model(corpus: Path, tmp_path: Path) -> None:
+    source, run = tmp_path / "source", tmp_path / "a run"
+    assert app.run(command(corpus, source, "--steps", "4", "--set=heads.count=1")) == 0
+    words = ["train", "--corpus", str(corpus), "--out", str(run), "--init-from", str(source), "--heads-only"]
+    words += ["--set=heads.count=3", "--steps=5", "--resume=auto"]
+    assert app.run(words) == 0
+    config = RunConfig.from_toml((run / "config.toml").read_text())
+    assert (config.heads.count, config.model.d_model, config.train.frozen) == (3, 16, "language_model")
+    assert config.train.init_from == str(checkpoints(source)[-1].resolve())
+    before, after = (load_model(place)[0] for place in (source, run))
+    assert after.embedding.equal(before.embedding)
+    shutil.rmtree(source)
+    assert app.run(["train", "--out", str(run), "--resume=auto", "--steps=7"]) == 0
+    assert checkpoints(run)[-1].name == "step-00000007"
+
+
+def test_the_same_command_goes_on_with_a_run_that_began_with_another(corpus: Path, tmp_path: Path) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    assert app.run(command(corpus, source, "--steps", "4")) == 0
+    words = ["train", "--corpus", str(corpus), "--out", str(run), "--init-from", str(source), "--resume=auto"]
+    assert app.run([*words, "--steps=2"]) == 0
+    assert app.run([*words, "--steps=4"]) == 0
+    assert checkpoints(run)[-1].name == "step-00000004"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--heads-only"], "give it with --init-from RUN"),
+        (["--init-from", "/does/not/exist"], "does not exist"),
         (["--preset", "tinny"], "did you mean 'tiny'?"),
         (["--set", "train.learning_rat=1"], "did you mean 'train.learning_rate'?"),
         (["--set", "model.d_model=30", "--set", "model.attention_heads=4"], "not divisible"),
