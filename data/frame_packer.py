@@ -67,5 +67,5 @@ class FramePacker:
         if len(frames) == 1:
             return [compressor.compress(frames[0])]
         # One thread, this one, for all of them: the interpreter is let go of once and asked for once.
-        packed = compressor.multi_compress_to_buffer(frames, threads=1)
+        packed = compressor.multi_compress_to_buffer(frames, threads=1)  # pyright: ignore[reportArgumentType]  views, too
         return [packed[number].tobytes() for number in range(len(frames))]

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm.data.archives import is_tar, is_zip, tar_members, zip_members
+from bytelm.data.archives import TAR_BLOCK_BYTES, Header, is_tar, is_zip, tar_members, zip_members
 from bytelm.data.compression import UNQUESTIONED_BYTES, Allowance, Forward
 from bytelm.data.documents import Document, Skipped
 from bytelm.errors import SourceError
@@ -296,6 +296,45 @@ def test_a_damaged_header_is_refused_and_not_taken_for_the_end() -> None:
         flipped[second + bit // 8] ^= 1 << bit % 8
         with pytest.raises(SourceError, match=r"'a\.tar' is damaged: at byte 2,048 of the tar archive: "):
             read(members_of_tar(bytes(flipped)))
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.text("ab/é\udcff.", min_size=1, max_size=200),
+    st.sampled_from([b"0", b"\0", b"1", b"2", b"3", b"5", b"S", b"L", b"x", b"g"]),
+    st.integers(0, 1 << 40),
+    st.integers(0, TAR_BLOCK_BYTES - 1),
+    st.integers(0, 255),
+    st.booleans(),
+)
+def test_a_header_says_what_tarfile_says_or_is_refused_as_it_is(
+    form: str, name: str, kind: bytes, size: int, place: int, value: int, summed: bool
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.mtime, info.linkname = kind, size, 1_700_000_000, "a/target"
+    try:
+        block = bytearray(info.tobuf(FORMATS[form], "utf-8", "surrogateescape")[-TAR_BLOCK_BYTES:])  # pyright: ignore[reportArgumentType]  an int
+    except ValueError:
+        return  # a name or a number that this format cannot hold
+    block[place] = value
+    if summed:
+        block[148:156] = b"        "
+        block[148:156] = b"%06o\0 " % sum(block)
+    try:
+        expected = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        if not summed or not 329 <= place < 345:  # numbers of a device, of which we make nothing
+            with pytest.raises(Exception, match=r".") as caught:
+                Header.frombuf(block, "utf-8", "surrogateescape")
+            assert type(caught.value).__name__ in ("_BadHeaderError", "EOFHeaderError")
+        return
+    if expected.size < 0:
+        return
+    found = Header.frombuf(block, "utf-8", "surrogateescape")
+    fields = ("name", "size", "type", "linkname", "mode", "mtime")
+    assert [getattr(found, field) for field in fields] == [getattr(expected, field) for field in fields]
+    assert found.issparse() == expected.issparse()
 
 
 def test_tars_one_after_another_are_read_as_one_and_other_bytes_after_the_end_are_refused() -> None:
