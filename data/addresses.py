@@ -40,6 +40,28 @@ def blocks_of(address: bytes, stored_bytes: int, begin: int = 0) -> Iterator[byt
     return file_blocks(address, stored_bytes, begin)
 
 
+def small_file(path: bytes, stored_bytes: int) -> bytes | None:
+    """A file of this machine in one block, if it has as many bytes as it should and at most 1 MiB; else None.
+
+    It is opened, read once and closed: where as many bytes come as are expected, and one more was asked for, the file
+    has ended.
+
+    Raises:
+        SourceError: The file has vanished or cannot be read.
+    """
+    if stored_bytes >= BLOCK_BYTES:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(descriptor, stored_bytes + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return data if len(data) == stored_bytes else None
+
+
 def file_blocks(path: bytes, stored_bytes: int, begin: int = 0) -> Iterator[bytes]:
     """``blocks_of`` for a local path."""
     try:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from bytelm.data import archives, tables
-from bytelm.data.addresses import blocks_of, opened
+from bytelm.data.addresses import blocks_of, is_url, opened, small_file
 from bytelm.data.compression import MAGIC_BYTES, Allowance, Forward, ahead, decompress, fits
 from bytelm.data.documents import Document, ReadOptions, Skipped, Unit, shown_path
 from bytelm.data.path_filter import PathFilter
@@ -50,6 +50,20 @@ def read_unit(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
         yield from _read_seekable(unit, form, options)
     else:
         yield from _read_stream(unit, form, options)
+
+
+def read_whole(unit: Unit) -> bytes | None:
+    """The only document of a unit that is a small file as it is, nearly as fast as the system gives it.
+
+    Returns:
+        Its bytes; None for every other unit, and for a file that is not as long as it was: ``read_unit`` reads these.
+
+    Raises:
+        SourceError: The file has vanished or cannot be read.
+    """
+    if unit.form != "file" or not unit.stored_bytes or is_url(unit.address):
+        return None
+    return small_file(unit.address, unit.stored_bytes)
 
 
 def _read_seekable(unit: Unit, form: str, options: ReadOptions) -> Iterator[Document | Skipped]:

@@ -41,7 +41,7 @@ from bytelm.data.documents import (
     unreadable,
 )
 from bytelm.data.path_filter import PathFilter, below
-from bytelm.data.reading import WHOLE, read_unit
+from bytelm.data.reading import WHOLE, read_unit, read_whole
 from bytelm.data.storage import file_system_of, is_remote, retried
 from bytelm.data.walk import FileIdentity, Unlisted, walk
 from bytelm.errors import ConfigError, SourceError
@@ -59,6 +59,7 @@ __all__ = [
     "find_units",
     "name_of",
     "read_unit",
+    "read_whole",
     "shown_path",
 ]
 

@@ -8,6 +8,7 @@ part of it; ``reread`` gives the same documents a second time, row by row.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from bytelm.data.documents import SKIP_REASONS, Document, Skipped, SkipReason, s
 from bytelm.data.duplicates import StringSampler, signatures_of
 from bytelm.data.filters import DensityMeter, Filters
 from bytelm.data.kinds import kind_of
-from bytelm.data.sources import ReadOptions, Unit, read_unit
+from bytelm.data.sources import ReadOptions, Unit, read_unit, read_whole
 from bytelm.data.unit_table import UnitTable
 from bytelm.data.workers import Tally, Tell
 from bytelm.errors import SourceError
@@ -153,6 +154,9 @@ def _reread_unit(
     missing = iter(wanted)
     following = next(missing)
     try:
+        if (content := read_whole(unit)) is not None:
+            yield row, Document(unit.address, partial(iter, (content,)))
+            return
         for found in read_unit(unit, options):
             if isinstance(found, Skipped):
                 continue
@@ -196,11 +200,14 @@ class _Surveyor:
 
     def read_unit(self, number: int, unit: Unit) -> None:
         try:
+            if (content := read_whole(unit)) is not None:
+                self._read(unit.address, (content,), number)
+                return
             for found in read_unit(unit, self._job.options):
                 if isinstance(found, Skipped):
                     self._skipped[found.reason] += 1
                 else:
-                    self._read(found, number)
+                    self._read(found.name, found.blocks(), number)
         except SourceError as error:
             if self._job.on_error == "stop":
                 raise
@@ -216,7 +223,7 @@ class _Surveyor:
         signatures = signatures_of(self._hashes) if self._job.with_signatures else none
         return Survey(self._job.units, rows, dict(self._skipped), signatures)
 
-    def _read(self, document: Document, unit: int) -> None:
+    def _read(self, name: bytes, blocks: Iterable[bytes], unit: int) -> None:
         sampler = StringSampler() if self._job.with_signatures else None
         if self._meter is not None:
             self._meter.start()
@@ -225,7 +232,7 @@ class _Surveyor:
         hasher = None
         reason: SkipReason | None = None
         try:
-            for block in document.blocks():
+            for block in blocks:
                 if not raw_bytes:
                     first = block
                 else:
@@ -244,7 +251,7 @@ class _Surveyor:
             if self._job.on_error == "stop":
                 raise
             reason = error.reason
-        kind = kind_of(document.name, first)
+        kind = kind_of(name, first)
         if reason is None:
             reason = self._verdict(kind, raw_bytes)
         self._digests += hasher.digest() if hasher is not None else xxhash.xxh3_128_digest(first)

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from bytelm.data.addresses import blocks_of, is_url, opened
+from bytelm.data.addresses import blocks_of, is_url, opened, small_file
 from bytelm.data.sources import Document, ReadOptions, Unit, find_units, read_unit
 from bytelm.errors import ConfigError, SourceError
 
@@ -79,6 +79,17 @@ def test_blocks_joined_are_the_file_whatever_size_was_listed(tmp_path: Path, siz
     place.write_bytes(CONTENT[:size])
     assert b"".join(blocks_of(os.fsencode(place), listed)) == CONTENT[:size]
     assert b"".join(blocks_of(os.fsencode(place), listed, 5)) == CONTENT[5:size]
+
+
+@pytest.mark.parametrize("size", [1, 4096, MIB - 1, MIB])
+def test_a_small_file_comes_whole_or_is_left_to_others(tmp_path: Path, size: int) -> None:
+    place = tmp_path / os.fsdecode(b"file\xff")
+    place.write_bytes(CONTENT[:size])
+    assert small_file(os.fsencode(place), size) == (CONTENT[:size] if size < MIB else None)
+    assert small_file(os.fsencode(place), size - 1) is None, "it has grown"
+    assert small_file(os.fsencode(place), size + 1) is None, "it has shrunk"
+    with pytest.raises(SourceError, match="no such file"):
+        small_file(os.fsencode(place) + b"x", size)
 
 
 def test_a_file_in_memory_or_in_a_bucket_is_read_like_a_local_one(memory: str, bucket: str) -> None:
