@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from bytelm.cli import console
-from bytelm.cli.quantities import duration, parse_size, size
+from bytelm.cli.quantities import counted, duration, parse_size, size
 
 if TYPE_CHECKING:
     from bytelm.data.engine import Engine
@@ -307,8 +307,8 @@ def _at_most_every(interval_s: float, show: "Callable[[IngestProgress], None]") 
 def _line(progress: "IngestProgress") -> str:
     speed = f"{size(progress.phase_bytes / max(progress.phase_s, 1e-9))}/s"
     if progress.phase == "survey":
-        return f"surveying: {progress.documents:,} documents, {size(progress.raw_bytes)}, {speed}"
-    line = f"writing: {progress.documents:,} documents, {size(progress.raw_bytes)}"
+        return f"surveying: {counted(progress.documents, 'document')}, {size(progress.raw_bytes)}, {speed}"
+    line = f"writing: {counted(progress.documents, 'document')}, {size(progress.raw_bytes)}"
     if progress.total_bytes:
         line += f" of {size(progress.total_bytes)} ({progress.raw_bytes / progress.total_bytes:.0%})"
     if progress.packed_bytes > 0:
@@ -328,8 +328,8 @@ def _summary(report: "IngestReport") -> Iterator[str]:
         else ""
     )
     yield (
-        f"{report.documents:,} documents, {size(report.raw_bytes)}{new} in {report.elapsed_s:.1f} s, "
-        f"packed {report.ratio:.2f} : 1 into {report.shards} shards"
+        f"{counted(report.documents, 'document')}, {size(report.raw_bytes)}{new} in {report.elapsed_s:.1f} s, "
+        f"packed {report.ratio:.2f} : 1 into {counted(report.shards, 'shard')}"
     )
     yield (
         f"train {size(report.train_bytes)}, validation {size(report.validation_bytes)} "
@@ -348,13 +348,19 @@ def _kinds(kinds: "dict[str, Count]") -> str:
     shown = [f"{name} {size(count.raw_bytes)} in {count.documents:,}" for name, count in ranked[:_KINDS_SHOWN]]
     if len(ranked) > _KINDS_SHOWN:
         rest = ranked[_KINDS_SHOWN:]
-        shown.append(f"{len(rest)} others {size(sum(count.raw_bytes for _, count in rest))}")
+        shown.append(f"{counted(len(rest), 'other')} {size(sum(count.raw_bytes for _, count in rest))}")
     return ", ".join(shown)
 
 
 def _skipped(reason: str, count: "Count") -> str:
-    line = f"{count.documents:,} {reason.replace('_', ' ')}"
+    line = _reason(reason, count.documents)
     return f"{line} ({size(count.raw_bytes)})" if count.raw_bytes else line
+
+
+def _reason(reason: str, documents: int) -> str:
+    """How many were passed over for a reason: some reasons are nouns."""
+    words = reason.replace("_", " ")
+    return counted(documents, words) if reason in ("link", "duplicate", "near_duplicate") else f"{documents:,} {words}"
 
 
 def _list(sources: list[str], out: str, read: "ReadOptions", *, as_json: bool) -> None:
@@ -386,6 +392,6 @@ def _list(sources: list[str], out: str, read: "ReadOptions", *, as_json: bool) -
     if as_json:
         console.print_json({"units": units, "stored_bytes": stored_bytes, "skipped": skipped, "listed": listed})
         return
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+    counts = ", ".join(_reason(reason, count) for reason, count in skipped.items())
     passed_over = f"; passed over: {counts}" if counts else ""
     console.result(f"{units:,} to read, {size(stored_bytes)} as they are stored{passed_over}; nothing was written")

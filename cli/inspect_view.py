@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bytelm.cli import console
-from bytelm.cli.quantities import size
+from bytelm.cli.quantities import counted, size
 
 _MOST_KINDS: Final = 20
 _SAMPLE_LINES: Final = 8
@@ -79,7 +79,7 @@ def _heading(facts: Mapping[str, Any]) -> RenderableType:
     made_by = dict.fromkeys(ingestion["made_by"] for ingestion in facts["ingestions"])
     lines = [
         Text(f"corpus {console.shown(facts['corpus'])}", "bold"),
-        Text(f"{facts['documents']:,} documents, {size(facts['raw_bytes'])}, packed {facts['ratio']:.2f} : 1"),
+        Text(f"{counted(facts['documents'], 'document')}, {size(facts['raw_bytes'])}, packed {facts['ratio']:.2f} : 1"),
         Text(f"fingerprint {facts['fingerprint']}"),
     ]
     if made_by:
@@ -146,7 +146,7 @@ def _bars(title: str, rows: Sequence[tuple[str, int, int]], terminal: Console) -
 def _lengths(lengths: Mapping[str, Any], terminal: Console) -> RenderableType:
     read = f"{lengths['shards_read']:,} of {lengths['shards']:,} shards"
     lines = [
-        Text.assemble(("lengths", "bold"), f" of {lengths['pieces']:,} documents in {read}"),
+        Text.assemble(("lengths", "bold"), f" of {counted(lengths['pieces'], 'document')} in {read}"),
         Text(
             f"from {size(lengths['least'])} to {size(lengths['most'])}, mean {size(lengths['mean'])}; at most "
             + ", ".join(f"{size(length)} in {float(share):.0%}" for share, length in lengths["quantiles"].items())

@@ -67,6 +67,16 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.2f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "document"), counted(2048, "shard")
+        ('1 document', '2,048 shards')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds as the two largest units that matter.
 

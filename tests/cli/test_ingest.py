@@ -42,6 +42,21 @@ def test_it_makes_a_corpus_and_tells_people_what_is_in_it(
     assert shown.err == ""
 
 
+def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.txt").write_text("alone\n" * 100)
+    for name in ("b", "c"):
+        (tmp_path / "files" / name).symlink_to("a.txt")
+    words = ["ingest", str(tmp_path / "files"), "--out", str(tmp_path / "corpus")]
+    assert app.run([*words, "--dry-run"]) == 0
+    assert "passed over: 2 links;" in capsys.readouterr().out
+    assert app.run([*words, "--validation-fraction", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("1 document, ")
+    assert "into 1 shard\n" in shown
+    assert "passed over: 2 links\n" in shown
+
+
 def test_json_is_one_object_and_nothing_else(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["ingest", str(files), "--out", str(tmp_path / "corpus"), "--level", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
