@@ -262,13 +262,13 @@ def test_little_of_a_corpus_falls_between_windows(window_bytes: int) -> None:
     assert order.windows_per_epoch * window_bytes > 31 / 32 * raw_bytes
 
 
-def near_share(order: WindowOrder, epoch: int, frame_bytes: int) -> float:
-    """Share of neighbouring windows that begin less than 1 MB apart in a corpus of one shard."""
+def near_share(order: WindowOrder, epoch: int, frame_bytes: int, distance: int = 1_000_000) -> float:
+    """Share of neighbouring windows that begin less than ``distance`` bytes apart in a corpus of one shard."""
     at = order.epoch(epoch)
     places = at.places(np.arange(order.windows_per_epoch))
     groups = [at.group(group) for group in range(order.groups)]
     starts = np.array([group.starts_N + group.runs[0].first_frame * frame_bytes for group in groups])
-    return float(np.mean(np.abs(np.diff(starts[places.groups_N, places.indices_N])) < 1_000_000))
+    return float(np.mean(np.abs(np.diff(starts[places.groups_N, places.indices_N])) < distance))
 
 
 @pytest.mark.parametrize("window_bytes", [512, 8192])
@@ -283,6 +283,8 @@ def test_neighbouring_windows_lie_as_far_apart_as_in_a_full_shuffle(frames: int,
     assert near < 1.15 * shuffled
     if frames == 1000:
         assert near < 0.01
+    in_a_frame = np.mean([near_share(order, epoch, frame_bytes, frame_bytes) for epoch in range(12)])
+    assert in_a_frame < 0.02
 
 
 def test_in_a_corpus_of_seven_frames_neighbours_come_from_different_frames() -> None:
