@@ -290,7 +290,7 @@ class _Turns:
 
     @classmethod
     def of(cls, lengths_L: NDArray[np.int64]) -> "_Turns":
-        first_round_S = np.unique(np.append(lengths_L, 0))[:-1]
+        first_round_S = distinct(np.append(lengths_L, 0))[0][:-1]
         taking_part_SL = lengths_L[None, :] > first_round_S[:, None]
         return cls(
             first_window_S=np.minimum(lengths_L[None, :], first_round_S[:, None]).sum(axis=1),
@@ -374,6 +374,18 @@ def windows_of_rank(next_window: int, count: int, *, rank: int, ranks: int) -> N
         (array([6, 8]), array([5, 7]))
     """
     return next_window + (rank - next_window) % ranks + ranks * np.arange(count, dtype=np.int64)
+
+
+def distinct(values_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The different values, ascending, and where each is found first.
+
+    ``np.unique`` does the same, but loads masked arrays when it is called first, and those take as long to load as
+    ninety megabytes take to read.
+    """
+    ascending = np.argsort(values_N, kind="stable")
+    sorted_N = values_N[ascending]
+    is_first_N = np.concatenate([np.ones(min(1, len(sorted_N)), np.bool_), sorted_N[1:] != sorted_N[:-1]])
+    return sorted_N[is_first_N], ascending[is_first_N]
 
 
 def _bounds(sizes: list[int], least_bytes: int) -> list[int]:

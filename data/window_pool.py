@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from bytelm.data.fetcher import Fetcher
+from bytelm.data.order import distinct
 from bytelm.data.shard_file import ENDS, MARK_SHIFT, STARTS
 from bytelm.data.windows import CutGroups, Epoch, Windows
 from bytelm.errors import ShardError
@@ -143,7 +144,7 @@ class WindowPool:
     def fetch(self, plan: Plan) -> None:
         """Begin to fetch what a plan needs from behind a network."""
         if self._fetcher is not None:
-            keys, first = np.unique(plan.keys_N, return_index=True)
+            keys, first = distinct(plan.keys_N)
             self._fetcher.ask(self._fetching(keys[np.argsort(first)].tolist()))
 
     def cut(self, plan: Plan, batch_windows: int) -> Block:
@@ -167,7 +168,7 @@ class WindowPool:
             slots_N = self._assign(plan.keys_N)
             missing_N = slots_N == _NO_SLOT
             if missing_N[:batch_windows].any():  # one batch is spread over more groups than are usually needed
-                self.clear(slots=len(self._marks) + len(np.unique(plan.keys_N[:batch_windows])))
+                self.clear(slots=len(self._marks) + len(distinct(plan.keys_N[:batch_windows])[0]))
                 slots_N = self._assign(plan.keys_N)
                 missing_N = slots_N == _NO_SLOT
             if missing_N.any():
@@ -237,7 +238,7 @@ class WindowPool:
         missing_N = self._keys[at_N] != keys_N
         if not missing_N.any():
             return self._slots[at_N]
-        wanted, first = np.unique(keys_N[missing_N], return_index=True)
+        wanted, first = distinct(keys_N[missing_N])
         self._decode_soon(wanted[np.argsort(first)][: len(self._free)].tolist())
         at_N = np.searchsorted(self._keys, keys_N)
         return np.where(self._keys[at_N] == keys_N, self._slots[at_N], _NO_SLOT)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bytelm.data.order import Lanes, WindowOrder, _Permutation, windows_of_rank
+from bytelm.data.order import Lanes, WindowOrder, _Permutation, distinct, windows_of_rank
 
 FRAME_BYTES = 300
 Made = tuple[WindowOrder, list[int], int, int]
@@ -317,6 +317,13 @@ def test_lanes_of_a_large_corpus_change_groups_one_by_one() -> None:
     begins_group = places.indices_N == 0
     changes = [int(begins_group[begin : begin + 640].sum()) for begin in range(0, 200_000, 640)]
     assert max(changes) <= 4, "ten turns of 64 lanes, each with 511 windows of a group"
+
+
+@given(st.lists(st.integers(-5, 5), max_size=30))
+def test_different_values_are_numpys(values: list[int]) -> None:
+    values_N = np.array(values, np.int64)
+    for found, expected in zip(distinct(values_N), np.unique(values_N, return_index=True), strict=True):
+        assert found.tolist() == expected.tolist()
 
 
 def test_a_short_epoch_reads_each_group_once() -> None:
