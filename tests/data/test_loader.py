@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bytelm.data.loader import WindowBatch, WindowLoader
 from bytelm.data.order import WindowOrder
@@ -96,9 +98,9 @@ def windows_in(batch: WindowBatch) -> list[Window]:
     ]
 
 
-def loader_of(corpus: Corpus, **settings: Any) -> WindowLoader:
+def loader_of(corpus: Corpus, **words: Any) -> WindowLoader:
     defaults: dict[str, Any] = {"window_bytes": T, "prediction_heads": K, "batch_windows": 5, "seed": 3}
-    return WindowLoader(corpus, **{**defaults, **settings})
+    return WindowLoader(corpus, **{**defaults, **words})
 
 
 def take(loader: WindowLoader, windows: int) -> list[Window]:
@@ -117,6 +119,12 @@ def corpus(make_corpus: MakeCorpus) -> Corpus:
     assert len(corpus.shards("train")) > 2
     assert any(not piece.starts for piece in corpus.pieces("train"))
     return corpus
+
+
+@pytest.fixture
+def naive(corpus: Corpus) -> list[Window]:
+    """As many windows of the slow twin as any test wants."""
+    return list(itertools.islice(naive_windows(corpus, seed=3), 2000))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -195,6 +203,22 @@ def test_the_ranks_together_read_what_one_process_reads(corpus: Corpus, ranks: i
         with loader_of(corpus, rank=rank, ranks=ranks) as loader:
             by_rank.append(take(loader, count // ranks))
     assert [by_rank[window % ranks][window // ranks] for window in range(count)] == expected
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_chunk_of_windows_is_that_of_the_naive_reference(
+    corpus: Corpus, naive: list[Window], data: st.DataObject
+) -> None:
+    ranks = data.draw(st.sampled_from([1, 2, 3, 7]))
+    rank = data.draw(st.integers(0, ranks - 1))
+    begin, count = data.draw(st.integers(0, 1500)), data.draw(st.integers(1, 60))
+    batch_windows, threads = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 3))
+    with loader_of(corpus, rank=rank, ranks=ranks, batch_windows=batch_windows, threads=threads) as loader:
+        loader.load_state_dict({**loader.state_dict(), "window": begin})
+        found = take(loader, count)
+    first = begin + (rank - begin) % ranks
+    assert found == naive[first : first + count * ranks : ranks]
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 13, 40])
