@@ -1,10 +1,11 @@
-"""Figures as inline SVG: of a run its heads' bits per byte and acceptance, of a corpus its kinds, lengths and bytes.
+"""Figures as inline SVG: of runs their curves and acceptance, of a corpus its kinds, lengths and bytes.
 
 Drawn without pyplot, which would choose a backend and keep every figure in a global list.
 """
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import matplotlib
@@ -31,33 +32,85 @@ _STYLE: Final[dict[RcKeyType, Any]] = {
 _BARS: Final[dict[str, Any]] = {"color": head_colour(1, 2), "edgecolor": "#ffffff", "linewidth": 0.4}
 
 
-def bits_per_byte_curves(validations: Sequence[dict[str, Any]]) -> str:
-    """Held-out bits per byte of every head over the bytes read, as SVG text.
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a figure.
+
+    Attributes:
+        points: Across and up, from left to right.
+        label: In the legend; empty for none.
+        colour: As ``#rrggbb``.
+        width: In points.
+        opacity: 0 … 1.
+        dots: Whether each point is marked.
+    """
+
+    points: Sequence[tuple[float, float]]
+    label: str = ""
+    colour: str
+    width: float = 1.3
+    opacity: float = 1.0
+    dots: bool = True
+
+    def scaled(self, divisor: float) -> "Line":
+        """The same line over a unit that is so many times as large."""
+        return replace(self, points=[(x / divisor, y) for x, y in self.points])
+
+
+def curves(lines: Sequence[Line], *, across: str, up: str, legend: str = "", percent: bool = False) -> str:
+    """Lines over one axis, as SVG text; how high they begin does not decide how much is seen of where they end.
 
     Args:
-        validations: Records of the log with ``bytes_seen`` and ``bits_per_byte_by_head``, oldest first.
+        lines: The first one is drawn on top of the others.
+        across: What is drawn from left to right, with its unit.
+        up: What is drawn upwards, with its unit.
+        legend: Its title.
+        percent: Whether the values are shares.
     """
-    heads = len(validations[-1]["bits_per_byte_by_head"])
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(7.2, 3.8)
-        megabytes = [record["bytes_seen"] / 1e6 for record in validations]
-        for head in reversed(range(heads)):
-            values = [record["bits_per_byte_by_head"][head] for record in validations]
-            width = 2.4 if head == 0 else 1.3
-            colour = "#16191d" if head == 0 else head_colour(head, heads)
-            axes.plot(megabytes, values, color=colour, linewidth=width, marker="o", markersize=width, label=f"{head}")
-        axes.set_xlabel("bytes read in training, MB")
-        axes.set_ylabel("bits per byte, held out")
+        for line in reversed(lines):
+            axes.plot(
+                [x for x, _ in line.points],
+                [y for _, y in line.points],
+                color=line.colour,
+                linewidth=line.width,
+                alpha=line.opacity,
+                marker="o" if line.dots else "",
+                markersize=line.width + 0.6,
+                label=line.label or "_",  # matplotlib's own mark for "not in the legend"
+            )
+        _show_the_end(axes, lines)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        if percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         entries, labels = axes.get_legend_handles_labels()
-        axes.legend(
-            entries[::-1],
-            labels[::-1],
-            title="head",
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-            ncols=-(-heads // 16),
-            frameon=False,
-        )
+        if entries:
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
+            axes.legend(entries[::-1], labels[::-1], title=legend or None, ncols=-(-len(entries) // 16), **place)
+        return _svg(figure)
+
+
+def panels(parts: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, across: str, divisor: float) -> str:
+    """Small figures side by side, as SVG text.
+
+    Args:
+        parts: Title and points of each.
+        across: What is drawn from left to right, with its unit.
+        divisor: Size of that unit.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(2.7 * len(parts), 2.3), layout="constrained")
+        row = figure.subplots(1, len(parts), squeeze=False)[0]
+        for axes, (title, points) in zip(row, parts, strict=True):
+            axes.plot([x / divisor for x, _ in points], [y for _, y in points], color=head_colour(1, 2), linewidth=0.9)
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel(across, fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
+            axes.set_ylim(bottom=0, top=1.15 * _most_after_the_beginning([points]))
         return _svg(figure)
 
 
@@ -152,6 +205,19 @@ def byte_bars(counts: Sequence[int]) -> str:
         axes.set_ylabel("share")
         axes.grid(visible=False, axis="x")
         return _svg(figure)
+
+
+def _show_the_end(axes: Axes, lines: Sequence[Line]) -> None:
+    values = [y for line in lines for _, y in line.points]
+    if values:
+        least, most = min(values), _most_after_the_beginning([line.points for line in lines])
+        room = 0.06 * (most - least) or 0.05
+        axes.set_ylim(least - room, most + room)
+
+
+def _most_after_the_beginning(lines: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """The largest value, but those of each line's first twentieth, in which everything is still new."""
+    return max((y for points in lines for x, y in points if x >= 0.05 * points[-1][0]), default=1.0) or 1.0
 
 
 def _group_colour(group: str) -> str:

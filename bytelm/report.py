@@ -1,4 +1,4 @@
-"""One page about a run: curves of every head, acceptance, decoding speed, samples coloured by head.
+"""One page about a run: curves of every head, acceptance, decoding speed, samples coloured by head; or about several.
 
 The page is one file: figures are inline SVG, styles are inline, nothing is fetched when it opens.
 """
@@ -9,17 +9,17 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bytelm import figures
 from bytelm.config import PATH_OF_CONFIG
 from bytelm.decode import Draft, Exactness, GenerateSettings, Generation, acceptance_shares, generate
-from bytelm.errors import CheckpointError
 from bytelm.files import write_file
+from bytelm.history import History, read_histories
 from bytelm.model import ByteLM
 from bytelm.page import page, section, table, tiles
 from bytelm.palette import head_colour
-from bytelm.run_log import read_log
+from bytelm.run_curves import duration, parts_of_one, parts_of_several
 from bytelm.utf8 import TextDecoder
 
 PATH_OF_REPORT: Final = "report.html"
@@ -102,43 +102,60 @@ def coloured_text(data: bytes, heads: Sequence[int]) -> Iterator[tuple[str, int]
         yield "".join(text for text, _ in run), head
 
 
-def write_report(run: Path, comparisons: Sequence[SideBySide] = ()) -> Path:
-    """Write ``report.html`` into a run folder.
+def write_report(run: Path, comparisons: Sequence[SideBySide] = (), path: Path | None = None) -> Path:
+    """Write the page about a run.
 
     Args:
-        run: Folder of a run with at least one validation in its log.
+        run: Folder of a run with at least one logged step.
         comparisons: Decodings to show; none leaves out the sections about decoding.
+        path: Of the page; ``report.html`` in the run where None.
 
     Returns:
         Path of the page.
 
     Raises:
-        CheckpointError: Not the folder of a run, or nothing was validated in it yet.
+        CheckpointError: Not the folder of a run, or nothing was logged in it yet.
         StorageError: The disk refuses.
     """
-    records = read_log(run)
-    validations = [record for record in records if record["kind"] == "validation"]
-    if not validations:
-        raise CheckpointError(f"{run} has no validation in its log yet; train on until the first one")
-    steps = [record for record in records if record["kind"] == "step"]
-    path = run / PATH_OF_REPORT
-    write_file(path, _page(run, validations, steps, comparisons).encode())
+    (history,) = read_histories([run])
+    path = run / PATH_OF_REPORT if path is None else path
+    write_file(path, _page(history, comparisons).encode())
     return path
 
 
-def _page(
-    run: Path, validations: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], comparisons: Sequence[SideBySide]
-) -> str:
-    last = validations[-1]
+def write_comparison(runs: Sequence[Path], path: Path) -> Path:
+    """Write one page about several runs, one over the other.
+
+    Args:
+        runs: Folders of runs with at least one logged step each; those of older versions of the log, too.
+        path: Of the page.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: Not the folder of a run, or nothing was logged in it yet.
+        StorageError: The disk refuses.
+    """
+    body = parts_of_several(read_histories(runs))
+    write_file(path, page(f"{len(runs)} runs", body, made_by="bytelm report").encode())
+    return path
+
+
+def _page(history: History, comparisons: Sequence[SideBySide]) -> str:
+    last = history.last
     facts = [
-        (f"{last['bits_per_byte_by_head'][0]:.3f}", "bits per byte on held-out data, head 0"),
         (f"{last['bytes_seen'] / 1e6:.2f} MB", f"read in {last['step']:,} steps"),
-        (_duration(last["elapsed_s"]), "of training"),
+        (duration(last["elapsed_s"]), "of training"),
     ]
-    sections = [section("Bits per byte of each head", figures.bits_per_byte_curves(validations), _CURVES_NOTE)]
-    if steps:
-        bytes_per_second = statistics.median(record["bytes_per_second"] for record in steps)
+    if (held_out := history.held_out("bytes")) != []:
+        facts.insert(0, (f"{held_out[-1][1]:.3f}", "bits per byte on held-out data, head 0"))
+    if history.steps:
+        bytes_per_second = statistics.median(record["bytes_per_second"] for record in history.steps)
         facts.append((f"{bytes_per_second / 1e3:.1f} kB/s", "read while training, median"))
+    if (estimated := history.bytes_per_step("bytes")) != []:
+        facts.append((f"{estimated[-1][1]:.2f}", "bytes a decoding step, estimated on held-out data"))
+    sections = list(parts_of_one(history))
     if comparisons:
         generated = sum(len(comparison.speculative.data) for comparison in comparisons)
         passes = sum(comparison.speculative.steps for comparison in comparisons)
@@ -150,9 +167,10 @@ def _page(
             sections.append(section("Acceptance by head", figures.acceptance_bars(shares), _ACCEPTANCE_NOTE))
         sections.append(section("Decoding", _decoding_table(comparisons), _DECODING_NOTE))
         sections.append(section("Samples", _samples(comparisons, len(shares)), _SAMPLES_NOTE))
-    settings = html.escape((run / PATH_OF_CONFIG).read_text(encoding="utf-8"))
-    sections.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
-    return page(run.resolve().name, [tiles(facts), *sections], made_by="bytelm report")
+    if history.config is not None:
+        settings = html.escape((history.run / PATH_OF_CONFIG).read_text(encoding="utf-8"))
+        sections.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
+    return page(history.name, [tiles(facts), *sections], made_by="bytelm report")
 
 
 def acceptance_over(comparisons: Sequence[SideBySide]) -> tuple[float | None, ...]:
@@ -218,15 +236,6 @@ def _short(prompt: bytes) -> str:
     return f"{text[:24]}…" if len(text) > 25 else text or "(beginning of a document)"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-_CURVES_NOTE = (
-    "Head k reads byte t and predicts byte t + 1 + k. Head 0 is the language model, the others draft; the farther a "
-    "head looks, the less it can know. Every byte of the held-out data is scored; lower is better, 8 is no knowledge."
-)
 _ACCEPTANCE_NOTE = (
     "Share of a head's proposals that the trunk confirmed while the samples below were decoded. A proposal also fails "
     "when one before it in the same step fails."

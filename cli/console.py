@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from bytelm.utf8 import shown
+
 EXIT_OK = 0
 EXIT_OURS = 1
 EXIT_CALLER = 2
@@ -43,32 +45,6 @@ def fail(message: str) -> None:
     say(f"error: {shown(' '.join(message.split()))}")
 
 
-def shown(text: str) -> str:
-    r"""Text with control characters escaped, so that a terminal shows them instead of obeying them.
-
-    Newline and tab stay. C0, DEL and C1 controls become ``\xNN``; line and paragraph separators and the
-    bidirectional controls, which reorder what is printed, become ``\uNNNN``.
-
-    Example:
-        >>> shown("a\x1b[2J")
-        'a\\x1b[2J'
-    """
-    return "".join(character if _harmless(character) else _escaped(character) for character in text)
-
-
 def styled(text: str, style: str) -> Text:
     """Safe text in one style, never read as markup."""
     return Text(shown(text), style=style)
-
-
-def _harmless(character: str) -> bool:
-    if character in "\n\t":
-        return True
-    code = ord(character)
-    reorders = code in (0x061C, 0x200E, 0x200F, 0x2028, 0x2029) or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
-    return not (code < 0x20 or 0x7F <= code < 0xA0 or reorders)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

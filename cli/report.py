@@ -1,45 +1,61 @@
-"""``bytelm report``: one page about a run."""
+"""``bytelm report``: one page about a run, or about several."""
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from bytelm.cli import console
 
+if TYPE_CHECKING:
+    from bytelm.report import SideBySide
+
+_PATH_FOR_SEVERAL: Final = Path("report.html")
+
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several are overlaid.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="PAGE", help="Where to write it, instead of RUN/report.html or ./report.html."),
+    ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option(
             "--prompt", help="Text to continue for the samples; again for more. Default: a document's beginning."
         ),
     ] = None,
-    max_bytes: Annotated[int, typer.Option("--max-bytes", min=0, help="Bytes a sample; 0 leaves decoding out.")] = 256,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option("--max-bytes", min=0, help="Bytes a sample of one run, 256 by default; 0 leaves decoding out."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Write RUN/report.html: curves of every head, acceptance, decoding speed, samples coloured by head."""
-    import torch
+    """Write one page: curves of every head over bytes, time and operations, acceptance, speed, samples.
 
-    from bytelm.checkpoint import load_model
-    from bytelm.device import choose_decoding_threads
-    from bytelm.report import acceptance_over, side_by_side, write_report
+    Several runs are drawn one over the other, with their settings that differ; nothing is decoded then.
+    """
+    from bytelm.errors import ConfigError
+    from bytelm.report import acceptance_over, write_comparison, write_report
 
-    comparisons = []
-    if max_bytes:
-        model, config = load_model(run)
-        torch.set_num_threads(choose_decoding_threads(model.parameter_counts()["total"]))
-        for prompt in prompts or [""]:
-            comparisons.append(
-                side_by_side(model, os.fsencode(prompt), max_bytes=max_bytes, context_bytes=config.data.window_bytes)
-            )
-    page = write_report(run, comparisons)
+    if len(runs) > 1:
+        if prompts or max_bytes:
+            raise ConfigError("--prompt and --max-bytes are for the report of one run; leave them out")
+        page = write_comparison(runs, out or _PATH_FOR_SEVERAL)
+        if as_json:
+            console.print_json({"report": str(page), "runs": [str(run) for run in runs]})
+        else:
+            console.result(console.shown(str(page)))
+        return
+    length = 256 if max_bytes is None else max_bytes
+    comparisons = _decoded(runs[0], prompts or [""], length) if length else []
+    page = write_report(runs[0], comparisons, out)
     if as_json:
         console.print_json(
             {
                 "report": str(page),
+                "runs": [str(runs[0])],
                 "equal": all(comparison.equal for comparison in comparisons) if comparisons else None,
                 "acceptance_by_head": acceptance_over(comparisons) if comparisons else None,
                 "bytes_per_step": [comparison.speculative.bytes_per_step for comparison in comparisons],
@@ -47,4 +63,19 @@ def report(
             }
         )
     else:
-        console.result(str(page))
+        console.result(console.shown(str(page)))
+
+
+def _decoded(run: Path, prompts: list[str], max_bytes: int) -> "list[SideBySide]":
+    import torch
+
+    from bytelm.checkpoint import load_model
+    from bytelm.device import choose_decoding_threads
+    from bytelm.report import side_by_side
+
+    model, config = load_model(run)
+    torch.set_num_threads(choose_decoding_threads(model.parameter_counts()["total"]))
+    return [
+        side_by_side(model, os.fsencode(prompt), max_bytes=max_bytes, context_bytes=config.data.window_bytes)
+        for prompt in prompts
+    ]

@@ -1,20 +1,45 @@
 """Figures are SVG that a page can hold: one line a head, one bar a drafting head or a kind, no date."""
 
+import re
 import xml.etree.ElementTree as ET
 
-from bytelm.figures import acceptance_bars, bits_per_byte_curves, byte_bars, kind_bars, length_bars
+from bytelm.figures import Line, acceptance_bars, byte_bars, curves, kind_bars, length_bars, panels
 from bytelm.palette import head_colour
 
-VALIDATIONS = [
-    {"bytes_seen": seen, "bits_per_byte_by_head": [4.0 - seen / 1e6, 5.0 - seen / 1e6, 6.0]} for seen in (10**5, 10**6)
+LINES = [
+    Line(points=[(0.0, 9.0), (50.0, 3.0), (100.0, 2.0)], label="0", colour="#123456", width=2.0),
+    Line(points=[(0.0, 9.0), (100.0, 4.0)], label="<1>", colour="#654321", dots=False),
+    Line(points=[(100.0, 3.0)], colour="#abcdef"),
 ]
 
 
-def test_the_curves_have_one_line_a_head_in_its_colour() -> None:
-    svg = bits_per_byte_curves(VALIDATIONS)
+def test_curves_have_one_line_each_in_its_colour_and_a_legend_of_those_with_a_name() -> None:
+    svg = curves(LINES, across="bytes", up="bits per byte", legend="head")
     ET.fromstring(svg)
-    assert all(head_colour(head, 3) in svg for head in (1, 2))
-    assert ">bits per byte, held out<" in svg
+    assert all(line.colour in svg for line in LINES)
+    assert all(f">{text}<" in svg for text in ("bytes", "bits per byte", "head", "0", "&lt;1&gt;"))
+
+
+def test_the_beginning_of_curves_does_not_decide_their_height() -> None:
+    labels = re.findall(r">(\d+(?:\.\d+)?)</text>", curves(LINES, across="x", up="y"))
+    assert "9" not in labels
+    assert max(float(label) for label in labels if float(label) < 10) <= 4.5
+
+
+def test_a_line_of_one_point_and_lines_of_none_are_drawn() -> None:
+    ET.fromstring(curves([Line(points=[(1.0, 1.0)], label="a", colour="#000000")], across="x", up="y", percent=True))
+    ET.fromstring(curves([], across="x", up="y"))
+
+
+def test_panels_stand_side_by_side_with_their_titles() -> None:
+    svg = panels([("rate", [(0.0, 1.0), (2e6, 2.0)]), ("norm", [(0.0, 0.0), (2e6, 0.0)])], across="MB", divisor=1e6)
+    ET.fromstring(svg)
+    assert svg.count(">MB<") == 2
+    assert all(f">{title}<" in svg for title in ("rate", "norm"))
+
+
+def test_a_scaled_line_has_another_unit() -> None:
+    assert LINES[0].scaled(10.0).points == [(0.0, 9.0), (5.0, 3.0), (10.0, 2.0)]
 
 
 def test_the_bars_leave_out_head_0_and_say_each_share() -> None:
@@ -50,4 +75,4 @@ def test_bytes_may_all_be_the_same() -> None:
 
 
 def test_the_same_data_give_the_same_figure() -> None:
-    assert bits_per_byte_curves(VALIDATIONS) == bits_per_byte_curves(VALIDATIONS)
+    assert curves(LINES, across="x", up="y") == curves(LINES, across="x", up="y")

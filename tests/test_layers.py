@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lowest row first. A module imports only from rows before its own.
 ROWS: list[set[str]] = [
     {"bytelm.errors", "bytelm.vocab", "bytelm.data.frame_packer"},
+    {"bytelm.utf8"},
     {
         "bytelm.files",
         "bytelm.masks",
@@ -20,7 +21,6 @@ ROWS: list[set[str]] = [
         "bytelm.machine",
         "bytelm.palette",
         "bytelm.state",
-        "bytelm.utf8",
         "bytelm.data.documents",
         "bytelm.data.index",
         "bytelm.data.kinds",
@@ -88,7 +88,8 @@ ROWS: list[set[str]] = [
     {"bytelm.job"},
     {"bytelm.events", "bytelm.step"},
     {"bytelm.train", "bytelm.doctor"},
-    {"bytelm.api", "bytelm.estimate", "bytelm.figures"},
+    {"bytelm.api", "bytelm.estimate", "bytelm.figures", "bytelm.history"},
+    {"bytelm.run_curves"},
     {"bytelm.report"},
     {"bytelm.quickstart"},
     {"bytelm.cli.inspect_page", "bytelm.cli.inspect_view"},

@@ -4,6 +4,7 @@ import dataclasses
 import html.parser
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,16 @@ from bytelm.config import HeadsConfig, ModelConfig, RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.decode import Generation
 from bytelm.errors import CheckpointError
+from bytelm.history import read_histories, thinned
 from bytelm.model import ByteLM
-from bytelm.report import SideBySide, acceptance_over, coloured_text, side_by_side, write_report
+from bytelm.report import (
+    SideBySide,
+    acceptance_over,
+    coloured_text,
+    side_by_side,
+    write_comparison,
+    write_report,
+)
 from bytelm.run_log import read_log
 from bytelm.train import train
 from bytelm.utf8 import decode_text
@@ -35,7 +44,7 @@ class Page(html.parser.HTMLParser):
         self.fetched += [
             value for name, value in attrs if name in ("src", "href", "xlink:href") and value and value[0] != "#"
         ]
-        if tag not in ("meta", "path", "use", "rect", "line"):
+        if tag not in ("meta", "path", "use", "rect", "line", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -93,7 +102,7 @@ def test_the_page_shows_the_last_validation_of_the_log(run: Path) -> None:
     last = [record for record in read_log(run) if record["kind"] == "validation"][-1]
     text = write_report(run).read_text(encoding="utf-8")
     assert f"{last['bits_per_byte_by_head'][0]:.3f}" in text
-    assert "Acceptance" not in text
+    assert "Acceptance by head" not in text
 
 
 def test_what_a_model_says_is_text_and_never_markup(run: Path) -> None:
@@ -118,10 +127,71 @@ def test_acceptance_is_summed_over_decodings() -> None:
     assert acceptance_over([comparison(b"ab"), other]) == (1.0, 0.75, 0.0)
 
 
-def test_a_run_without_validation_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "step", "step": 1}) + "\n")
-    with pytest.raises(CheckpointError, match="no validation"):
+def test_a_run_that_has_logged_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="no figures in its log yet"):
         write_report(tmp_path)
+
+
+def test_a_run_without_validation_shows_how_it_trained(run: Path, tmp_path: Path) -> None:
+    steps = [record for record in read_log(run) if record["kind"] == "step"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in steps))
+    page = Page()
+    page.feed(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "0, training" in page.text
+    assert "held-out data, head 0" not in page.text
+
+
+def test_the_page_has_curves_over_bytes_time_and_operations_acceptance_and_samples(run: Path) -> None:
+    page = Page()
+    page.feed(write_report(run).read_text(encoding="utf-8"))
+    assert all(f"over {axis}" in page.text for axis in ("bytes", "seconds", "operations"))
+    assert "accepted, estimated" in page.text
+    last = [record for record in read_log(run) if record["kind"] == "validation"][-1]
+    assert last["prompt"] in page.text
+    assert f"{last['bytes_per_step_estimate']:.2f}" in page.text
+
+
+def test_several_runs_stand_on_one_page_with_what_tells_them_apart(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "<other>" / run.name
+    shutil.copytree(run, other)
+    config = other / "config.toml"
+    config.write_text(config.read_text().replace("learning_rate = 0.005", "learning_rate = 0.25"))
+    old_keys = {"flops", "mfu", "memory_bytes", "agreement_by_head", "bytes_per_step_estimate", "prompt", "sample"}
+    old = [{key: value for key, value in record.items() if key not in old_keys} for record in read_log(other)]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
+    page = Page()
+    page.feed(write_comparison([run, other], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.fetched == []
+    assert page.open == []
+    assert f"<other>/{run.name}" in page.text
+    assert "train.learning_rate" in page.text
+    assert "0.25" in page.text
+    assert "train.steps" not in page.text  # the same in both
+    ours, theirs = read_histories([run, other])
+    assert ours.held_out("operations") == theirs.held_out("operations") != []
+    assert theirs.bytes_per_step("bytes") == []
+
+
+def test_a_log_without_settings_is_drawn_over_bytes_and_time_alone(run: Path, tmp_path: Path) -> None:
+    old = [{key: value for key, value in record.items() if key != "flops"} for record in read_log(run)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
+    (history,) = read_histories([tmp_path])
+    assert history.held_out("operations") == []
+    assert len(history.held_out("seconds")) == 2
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "over seconds" in page
+    assert "over operations" not in page
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 8)), max_size=50), st.integers(1, 10))
+def test_a_thinned_line_has_few_points_and_the_same_mean(points: list[tuple[float, float]], most: int) -> None:
+    thin = thinned(points, most)
+    assert len(thin) <= most
+    if len(points) % most == 0 and points:
+        mean = [sum(column) / len(points) for column in zip(*points, strict=True)]
+        assert [sum(column) / len(thin) for column in zip(*thin, strict=True)] == pytest.approx(mean)
 
 
 def test_three_decodings_of_one_prompt_are_compared() -> None:
