@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bytelm.errors import CheckpointError
+from bytelm.split_tensors import part_of
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -84,7 +85,7 @@ class WeightAverage:
                 "was started with"
             )
         for name, average in self._averages.items():
-            average.copy_(tensors[name])
+            average.copy_(part_of(tensors[name], average))
 
     @torch.no_grad()
     def _swap(self) -> None:

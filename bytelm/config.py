@@ -29,6 +29,7 @@ AttentionSetting = Literal["auto", "torch", "flex", "xformers", "reference"]
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
 Frozen = Literal["nothing", "trunk", "language_model"]
+Parallel = Literal["auto", "ddp", "fsdp"]
 
 _FAMILIES_OF_LAYERS: Final = ("transformer", "causal", "anticausal")
 MAX_PREDICTION_HEADS: Final = 32
@@ -144,8 +145,8 @@ class TrainConfig(_Section):
     steps: int | None = Field(default=None, ge=1, description="budget in steps")
     bytes: int | None = Field(default=None, ge=1, description="budget in bytes read")
     time_budget_s: float | None = Field(default=None, gt=0, description="budget in seconds of training")
-    batch_windows: int = Field(default=8, ge=1, description="windows in one micro-batch")
-    accumulation: int = Field(default=1, ge=1, description="micro-batches in one step")
+    batch_windows: int = Field(default=8, ge=1, description="windows in one micro-batch, the most of a process")
+    accumulation: int = Field(default=1, ge=1, description="micro-batches in one step, those of all processes together")
     optimizer: OptimizerKind = Field(
         default="adamw", description="what updates the matrices; AdamW updates all the rest in any case"
     )
@@ -186,6 +187,10 @@ class TrainConfig(_Section):
     device: str = Field(default="auto", description="torch device; auto takes CUDA where there is one")
     attention_backend: AttentionSetting = Field(
         default="auto", description="what computes attention in training; auto takes the fastest that the device has"
+    )
+    parallel: Parallel = Field(
+        default="auto",
+        description="under torchrun: a copy of the model on each process (ddp, auto), or a part of it (fsdp)",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")

@@ -51,8 +51,14 @@ class Corpora:
         fingerprints = [corpus.fingerprint for corpus in self.corpora]
         return fingerprints[0] if self.weights is None else fingerprints
 
-    def loader(self, config: RunConfig) -> BatchLoader:
+    def loader(self, config: RunConfig, *, batch_windows: int, rank: int = 0, ranks: int = 1) -> BatchLoader:
         """Batches of training windows.
+
+        Args:
+            config: Windows, heads, packing, seed, threads.
+            batch_windows: Windows of a batch of this process.
+            rank: Its number.
+            ranks: Processes that share the windows.
 
         Raises:
             ConfigError: The weights make no schedule.
@@ -61,7 +67,9 @@ class Corpora:
         settings = {
             "window_bytes": config.data.window_bytes,
             "prediction_heads": config.heads.count,
-            "batch_windows": config.train.batch_windows,
+            "batch_windows": batch_windows,
+            "rank": rank,
+            "ranks": ranks,
             "seed": config.train.seed,
             "threads": config.data.loader_threads,
             "packing": config.data.packing,

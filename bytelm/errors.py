@@ -6,7 +6,7 @@
     ├── CorpusError            a corpus that is missing, empty, too short or not the expected one
     │   └── ShardError         a shard whose bytes are damaged, truncated or of an unknown version
     ├── CheckpointError        a run or checkpoint that is missing, damaged or belongs elsewhere
-    ├── TrainingError          a run whose loss or gradient is no longer finite
+    ├── TrainingError          a run that cannot go on: nothing is finite, no memory, a process lost
     ├── GenerationError        a request to the decoder that it cannot honour
     └── StorageError           a disk that refuses a write: full, read-only, over quota
 
@@ -18,7 +18,13 @@ from typing import Literal
 
 
 class BytelmError(Exception):
-    """Root of all errors that a caller can cause."""
+    """Root of all errors that a caller can cause.
+
+    Attributes:
+        told: Whether another process of the same training says it, so that this one need not.
+    """
+
+    told = False
 
 
 class ConfigError(BytelmError):
@@ -51,7 +57,7 @@ class CheckpointError(BytelmError):
 
 
 class TrainingError(BytelmError):
-    """A run cannot go on: its loss or gradient is no longer finite."""
+    """A run cannot go on: nothing is finite any more, memory is used up, or one of its processes has ended."""
 
 
 class GenerationError(BytelmError):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bytelm.distributed import ParallelUsed
 from bytelm.job import PrecisionUsed
 
 BitsByHead = tuple[float | None, ...]
@@ -24,6 +25,10 @@ class Started:
     resumed_from: Path | None
     damaged: tuple[str, ...]
     """A line for each newer checkpoint that was found damaged and renamed."""
+    ranks: int = 1
+    """Processes that train together."""
+    parallel: ParallelUsed = "none"
+    """How they share the model."""
 
 
 @dataclass(frozen=True, kw_only=True)

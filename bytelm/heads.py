@@ -13,7 +13,7 @@ Shapes: B batch, T bytes (M rows of a decoding pass), D width, K prediction head
 """
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,6 +82,17 @@ class PredictionHeads(nn.Module, abc.ABC):
     def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
         """Logits (B, T, V) of a head from its state: [b, t, v] scores id v as byte t + 1 + head."""
         ...
+
+    def own_layer(self, head: int) -> nn.Module | None:
+        """The layer that this head has for itself; None in a family without such layers."""
+        del head
+        return None
+
+    def parameters_of(self, heads: Collection[int]) -> list[nn.Parameter]:
+        """Parameters that some heads are computed with: all but the layers that others have for themselves."""
+        others = [self.own_layer(head) for head in range(self.count) if head not in heads]
+        left_out = {id(parameter) for layer in others if layer is not None for parameter in layer.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in left_out]
 
     def uses(self, module: nn.Module) -> int:
         """How often all heads together compute with one of their matrices or attention layers."""
@@ -224,6 +235,10 @@ class MLPHeads(PredictionHeads):
         self.layers = nn.ModuleList(Linear(model.d_model, model.d_model) for _ in range(self.count))
         self.unembedding = Linear(model.d_model, VOCABULARY_SIZE)
 
+    def own_layer(self, head: int) -> nn.Module:
+        """See ``PredictionHeads``."""
+        return self.layers[head]
+
     def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``."""
         del shared
@@ -253,6 +268,10 @@ class TransformerHeads(PredictionHeads):
         layers = self.count if self.layers_of_its_own else 1
         self.blocks = nn.ModuleList(Block(model, kind, first_layer + layer) for layer in range(layers))
         self.unembedding = Linear(model.d_model, VOCABULARY_SIZE)
+
+    def own_layer(self, head: int) -> nn.Module | None:
+        """See ``PredictionHeads``."""
+        return self.blocks[head] if self.layers_of_its_own else None
 
     def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``."""

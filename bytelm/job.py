@@ -7,28 +7,32 @@ the folder for as long as the job is open.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from torch import Tensor
 
 from bytelm.attention import BackendChoice, choose_backend
 from bytelm.averaging import WeightAverage
-from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, set_aside
+from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, load_snapshot, set_aside
 from bytelm.config import PATH_OF_CONFIG, ModelConfig, RunConfig, TrainConfig
 from bytelm.corpora import Corpora, Given, open_corpora
 from bytelm.data.batches import BatchLoader
 from bytelm.device import choose_device
+from bytelm.distributed import SharedModel, choose_parallel, own_device
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.files import locked, refusals_named, write_file
 from bytelm.fine_tuning import begin_with, check_source, freeze, read_source
 from bytelm.model import ByteLM
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from bytelm.ranks import ALONE, Ranks, Share
 from bytelm.run_log import RunLog
 from bytelm.saver import Saver
 from bytelm.schedule import budget_spent
+from bytelm.split_tensors import part_of, whole
 from bytelm.state import Clock, Meter, Safety, State
 
 PATH_OF_LOCK: Final = ".train.lock"
@@ -67,6 +71,12 @@ class Job:
     optimizer: Optimizer
     average: WeightAverage | None
     """Of the weights, where one is kept."""
+    ranks: Ranks
+    """The processes that train the model together."""
+    shared: SharedModel
+    """The model as all of them compute with it."""
+    share: Share
+    """What this one does of each step."""
     loader: BatchLoader
     loader_beginning: dict[str, Any]
     """The loader's state at the run's beginning."""
@@ -88,6 +98,11 @@ class Job:
         """Inside, the model holds the weights that are evaluated."""
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
+    def elapsed_s(self) -> float:
+        """Seconds in training, over all starts; where they are the budget, those of rank 0 on all ranks."""
+        own = self.clock.elapsed_s()
+        return own if self.config.train.time_budget_s is None else self.ranks.first(own)
+
     def save(self, *, best: bool = False) -> None:
         """Begin to save this very moment; the saver tells how it ended.
 
@@ -97,7 +112,9 @@ class Job:
         Raises:
             StorageError: The disk refuses the log, which must never be behind a checkpoint.
         """
-        self.log.flush()
+        with self.ranks.agreed():
+            if self.ranks.is_first:
+                self.log.flush()
         self.state.saved_step = self.state.step
         self.saver.save(self.snapshot(), best=best)
 
@@ -137,7 +154,7 @@ class Job:
             first = ByteLM(self.config.model, self.config.heads)
             if self.config.train.init_from is not None:
                 begin_with(first, read_source(Path(self.config.train.init_from)))
-            self.model.load_state_dict(first.state_dict())
+            self._load_weights(first.state_dict())
             load_optimizer_tensors(self.optimizer, self.model, {})
             self.corpora.load_state(self.loader, self.loader_beginning)
             state.step, state.bytes_seen = 0, 0
@@ -145,7 +162,7 @@ class Job:
             average = {}
         else:
             progress = snapshot.progress
-            self.model.load_state_dict(snapshot.model)
+            self._load_weights(snapshot.model)
             load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
             self.corpora.load_state(self.loader, progress["loader"])
             state.step, state.bytes_seen = snapshot.step, progress["bytes_seen"]
@@ -153,11 +170,22 @@ class Job:
             average = snapshot.average
             restore_random_states(snapshot.random, self.device)
         if self.average is not None:  # one that begins now begins with the weights
-            self.average.load(average or self.model.state_dict())
+            self.average.load(average or {name: whole(weight) for name, weight in self.model.state_dict().items()})
+
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        held = self.model.state_dict()
+        self.model.load_state_dict({name: part_of(weight, held[name]) for name, weight in weights.items()})
 
 
 def open_job(
-    stack: contextlib.ExitStack, config: RunConfig, corpus: Given, run: Path, resume: Resume, *, dry: bool = False
+    stack: contextlib.ExitStack,
+    config: RunConfig,
+    corpus: Given,
+    run: Path,
+    resume: Resume,
+    *,
+    ranks: Ranks = ALONE,
+    dry: bool = False,
 ) -> Job:
     """Start a run, or take it up where it was saved.
 
@@ -167,54 +195,66 @@ def open_job(
         corpus: Folder or address of the corpus, or several with weights; see ``bytelm.corpora``.
         run: Folder of the run, made if missing.
         resume: See ``train``.
+        ranks: The processes that open it together. The first one alone writes in the folder, and all of them read a
+            checkpoint there.
         dry: Refuse what must be refused, but touch nothing: what the job logs is lost, and it must not be saved.
 
     Raises:
         ConfigError, CorpusError, CheckpointError, StorageError: See ``train``.
     """
     settings = config.train
-    budget_spent(settings, 0, 0, 0.0)  # refuses settings without a budget
-    begun = (run / PATH_OF_CONFIG).exists() or bool(checkpoints(run))
-    if begun and not dry:
-        stack.enter_context(_sole_training(run))
-    found = _checkpoint_to_resume(run, resume)
-    corpora = open_corpora(corpus, config)
-    source = None
-    if found is not None:
-        _check_same_run(found, config, corpora)
-        config = _begun_with(config, found.snapshot.config.train.init_from)
-    elif settings.init_from is not None:
-        source = read_source(Path(settings.init_from))
-        check_source(source, config)
-        config = _begun_with(config, str(source.checkpoint))
     settings = config.train
-    _check_folder(run, found)
-    device = choose_device(settings.device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    precision = choose_precision(settings, device)
-    attention = choose_backend(
-        settings.attention_backend,
-        device,
-        dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
-        channels=config.model.head_channels,
-    )
-    model = ByteLM(config.model, config.heads, attention_backend=attention.backend).to(device)
-    if source is not None:
-        begin_with(model, source)
-    freeze(model, settings.frozen)
-    loader = stack.enter_context(corpora.loader(config))
-    held_out = corpora.held_out(config)
-    step = 0 if found is None else found.snapshot.step
-    damaged: tuple[str, ...] = ()
-    if dry:
-        log = RunLog(Path(os.devnull))
-    else:
-        if not begun:
-            stack.enter_context(_begin_folder(run))
-        damaged = _prepare_folder(run, config, corpora, found)
-        log = RunLog.start(run) if found is None else RunLog.go_on(run, step, again=_made_again(found))
+    writes = ranks.is_first and not dry
+    with ranks.agreed():
+        budget_spent(settings, 0, 0, 0.0)  # refuses settings without a budget
+        share = Share.of_step(settings, ranks.count)
+        parallel = choose_parallel(config, ranks)
+        begun = (run / PATH_OF_CONFIG).exists() or bool(checkpoints(run))
+        if begun and writes:
+            stack.enter_context(_sole_training(run))
+    found = find_together(ranks, lambda: _checkpoint_to_resume(run, resume))
+    with ranks.agreed():
+        corpora = open_corpora(corpus, config)
+        source = None
+        if found is not None:
+            _check_same_run(found, config, corpora)
+            config = _begun_with(config, found.snapshot.config.train.init_from)
+        elif settings.init_from is not None:
+            source = read_source(Path(settings.init_from))
+            check_source(source, config)
+            config = _begun_with(config, str(source.checkpoint))
+        settings = config.train
+        if ranks.is_first:
+            _check_folder(run, found)
+        device = own_device(choose_device(settings.device), ranks)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        precision = choose_precision(settings, device)
+        attention = choose_backend(
+            settings.attention_backend,
+            device,
+            dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
+            channels=config.model.head_channels,
+        )
+        model = ByteLM(config.model, config.heads, attention_backend=attention.backend)
+        if source is not None:
+            begin_with(model, source)
+        freeze(model, settings.frozen)
+        loader = stack.enter_context(
+            corpora.loader(config, batch_windows=share.batch_windows, rank=ranks.rank, ranks=ranks.count)
+        )
+        held_out = corpora.held_out(config)
+        step = 0 if found is None else found.snapshot.step
+        damaged: tuple[str, ...] = ()
+        if writes:
+            if not begun:
+                stack.enter_context(_begin_folder(run))
+            damaged = _prepare_folder(run, config, corpora, found)
+            log = RunLog.start(run) if found is None else RunLog.go_on(run, step, again=_made_again(found))
+        else:
+            log = RunLog(Path(os.devnull))
+    shared = SharedModel(model, ranks, parallel, device)
     job = Job(
         config=config,
         corpora=corpora,
@@ -226,9 +266,12 @@ def open_job(
         flops_per_byte=model.flops_per_byte(config.data.window_bytes, training=True),
         optimizer=make_optimizer(model, settings),
         average=WeightAverage(model, settings.ema_decay) if settings.ema_decay else None,
+        ranks=ranks,
+        shared=shared,
+        share=share,
         loader=loader,
         loader_beginning=loader.state_dict(),
-        saver=Saver(run, keep=settings.keep_checkpoints, background=settings.save_in_background),
+        saver=Saver(run, keep=settings.keep_checkpoints, background=settings.save_in_background, writes=writes),
         held_out=held_out,
         state=State(
             step=0,
@@ -247,6 +290,23 @@ def open_job(
     if found is not None:
         job.restore(found.snapshot)
     return job
+
+
+def find_together(ranks: Ranks, find: Callable[[], Found | None]) -> Found | None:
+    """What rank 0 finds, read by all; only rank 0 knows what was passed over.
+
+    Raises:
+        CheckpointError: From ``find``, or another rank cannot read it.
+    """
+    found = None
+    with ranks.agreed():
+        if ranks.is_first:
+            found = find()
+    checkpoint = ranks.first(None if found is None else found.checkpoint)
+    with ranks.agreed():
+        if not ranks.is_first and checkpoint is not None:
+            found = Found(checkpoint=checkpoint, snapshot=load_snapshot(checkpoint), damaged=())
+    return found
 
 
 def choose_precision(train: TrainConfig, device: torch.device) -> PrecisionUsed:

@@ -127,7 +127,8 @@ def multi_byte_loss(
         loss, nats_k = _fused(heads, hidden_BTD, rule)
     else:
         function = _SequentialChain if heads.chained else _SequentialHeads
-        loss, nats_k = function.apply(heads, shared, rule, hidden_BTD, *heads.parameters())
+        used = heads.parameters_of(_computed(heads, active))
+        loss, nats_k = function.apply(heads, shared, rule, hidden_BTD, *used)
     inactive = heads.count - len(active)
     valid_count_K = F.pad(valid_count_K[: len(active)], (0, inactive))
     bits_K = F.pad(nats_k.detach(), (0, inactive)) / valid_count_K.clamp(min=1) / math.log(2)

@@ -30,6 +30,7 @@ from bytelm.loss import multi_byte_loss
 from bytelm.model import ByteLM
 from bytelm.optim import make_optimizer, optimizer_tensors
 from bytelm.packing import plain_batch
+from bytelm.ranks import ALONE, Ranks, Share
 
 _BESIDE: Final = {"cpu": (0.3e9, 1.6), "cuda": (0.0, 1.1)}
 """What is needed at worst beside the bytes that are traced: the program itself, and what the allocator wastes. On the
@@ -59,6 +60,20 @@ class StepMemory:
     def total(self) -> int:
         """The peak."""
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
+
+    def split(self, parts: int) -> "StepMemory":
+        """The same where a process holds a part of every weight; the layer that is whole for a moment is not counted.
+
+        Args:
+            parts: Into how many they are split.
+        """
+        return StepMemory(
+            weights=self.weights // parts,
+            gradients=self.gradients // parts,
+            optimizer=self.optimizer // parts,
+            average=self.average // parts,
+            activations=self.activations,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +184,7 @@ def needed_memory(memory: StepMemory, device: torch.device) -> int:
     return math.ceil(fixed + factor * memory.total)
 
 
-def advice(config: RunConfig, device: torch.device, *, bfloat16: bool, available: int) -> str:
+def advice(config: RunConfig, device: torch.device, *, bfloat16: bool, available: int, ranks: Ranks = ALONE) -> str:
     """One line: what a step needs, and which settings would fit.
 
     Args:
@@ -177,29 +192,37 @@ def advice(config: RunConfig, device: torch.device, *, bfloat16: bool, available
         device: Where it should compute.
         bfloat16: Whether its products are in bfloat16.
         available: Bytes that it may take there.
+        ranks: The processes that share a step.
     """
 
     def traced(windows: int) -> StepMemory:
-        return trace_step(config.with_changes([f"train.batch_windows={windows}"]), device, bfloat16=bfloat16).memory
+        changes = [f"train.batch_windows={windows}", f"train.accumulation={share.micro_batches}"]
+        memory = trace_step(config.with_changes(changes), device, bfloat16=bfloat16).memory
+        return memory.split(ranks.count) if config.train.parallel == "fsdp" else memory
 
-    windows, steps = config.train.batch_windows, config.train.accumulation
+    share = Share.of_step(config.train, ranks.count)
+    windows, own = share.batch_windows, share.batch_windows * share.micro_batches
     whole, single = traced(windows), traced(1)
     told = f"a step needs about {needed_memory(whole, device) / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
     fixed, factor = _BESIDE.get(device.type, _BESIDE_ELSEWHERE)
     each = max(1.0, (whole.total - single.total) / max(1, windows - 1))
     fit = 1 + math.floor(((available - fixed) / factor - single.total) / each)
     # The largest part of a micro-batch that fits, so that a step stays what it was.
-    fit = next((part for part in range(min(fit, windows - 1), 0, -1) if (windows * steps) % part == 0), 0)
+    fit = next((part for part in range(min(fit, windows - 1), 0, -1) if own % part == 0), 0)
     if fit == 0:
         return (
             f"{told}; even one window needs {needed_memory(single, device) / 1e9:.1f} GB: lower data.window_bytes, "
             "heads.count or model.layers, or take a smaller preset"
         )
-    return f"{told}; with train.batch_windows={fit} and train.accumulation={windows * steps // fit} the same step fits"
+    return (
+        f"{told}; with train.batch_windows={fit} and train.accumulation={own * ranks.count // fit} the same step fits"
+    )
 
 
 @contextlib.contextmanager
-def out_of_memory_named(config: RunConfig, device: torch.device, *, bfloat16: bool) -> Iterator[None]:
+def out_of_memory_named(
+    config: RunConfig, device: torch.device, *, bfloat16: bool, ranks: Ranks = ALONE
+) -> Iterator[None]:
     """Turn the end of memory inside the block into an error that says which settings would fit.
 
     Raises:
@@ -210,7 +233,7 @@ def out_of_memory_named(config: RunConfig, device: torch.device, *, bfloat16: bo
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
             raise
-        told = advice(config, device, bfloat16=bfloat16, available=available_memory(device) or 0)
+        told = advice(config, device, bfloat16=bfloat16, available=available_memory(device) or 0, ranks=ranks)
         raise TrainingError(f"memory is used up on {device}: {told}") from error
 
 

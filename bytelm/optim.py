@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bytelm.config import TrainConfig
 from bytelm.errors import CheckpointError
+from bytelm.split_tensors import part_of
 
 _UNEMBEDDING: Final = "unembedding"
 _STATE_OF: Final[dict[type[torch.optim.Optimizer], frozenset[str]]] = {
@@ -148,7 +149,8 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapp
                 f"the optimizer state holds {full_name!r}, which {type(part).__name__} does not keep; resume with the "
                 "train.optimizer that the run was started with"
             )
-        part.state[parameter][key] = tensor.to(parameter.device, copy=True)
+        own = tensor.to(parameter.device, copy=True)
+        part.state[parameter][key] = part_of(own, parameter) if own.ndim else own
 
 
 def _placed(

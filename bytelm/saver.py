@@ -9,12 +9,18 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.errors import StorageError
+from bytelm.split_tensors import whole
+
+_PARTS: Final = ("model", "average", "optimizer", "random")
+"""Of a snapshot, those that hold tensors, in the order in which they are put together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +45,14 @@ class Saver:
         run: Folder of the run; it must exist.
         keep: Newest checkpoints that stay.
         background: Whether a thread writes. It takes as much main memory as a checkpoint holds, from the first one on.
+        writes: Whether this process writes at all. Those that do not only take part where tensors are put together.
     """
 
-    def __init__(self, run: Path, *, keep: int, background: bool) -> None:
+    def __init__(self, run: Path, *, keep: int, background: bool, writes: bool = True) -> None:
         self._run = run
         self._keep = keep
         self._background = background
+        self._writes = writes
         self._thread: threading.Thread | None = None
         self._outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         self._copies: dict[str, Tensor] = {}
@@ -53,20 +61,21 @@ class Saver:
         """Save a snapshot: begin to, or in the foreground do so. What is still being written is waited for first.
 
         Args:
-            snapshot: Of the present step; its tensors may change as soon as this returns.
+            snapshot: Of the present step; its tensors may change as soon as this returns. Of those that are held in
+                parts, all processes call this at the same time.
             best: Whether it is the best so far.
         """
         self._join()
+        if not self._writes:
+            for part in _PARTS:
+                for tensor in getattr(snapshot, part).values():
+                    whole(tensor)
+            return
+        collect = self._copied if self._background else _gathered
+        snapshot = replace(snapshot, **{part: collect(part, getattr(snapshot, part)) for part in _PARTS})
         if not self._background:
             self._write(snapshot, best)
             return
-        snapshot = replace(
-            snapshot,
-            model=self._copied("model", snapshot.model),
-            average=self._copied("average", snapshot.average),
-            optimizer=self._copied("optimizer", snapshot.optimizer),
-            random=self._copied("random", snapshot.random),
-        )
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies are complete
         # A daemon: a person who wants to leave at once is not kept waiting. What is half written counts for nothing.
@@ -113,11 +122,20 @@ class Saver:
     def _copied(self, part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies in main memory, the same ones each time; nothing else is being written from them now."""
         copied = {}
-        for name, tensor in tensors.items():
+        for name, part_or_whole in tensors.items():
+            tensor = whole(part_or_whole.detach())
             place = f"{part} {name}"
             copy = self._copies.get(place)
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 self._copies[place] = copy
-            copied[name] = copy.copy_(tensor.detach(), non_blocking=True)
+            copied[name] = copy.copy_(tensor, non_blocking=True)
         return copied
+
+
+def _gathered(_: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they are, and those that are held in parts put together in main memory."""
+    return {
+        name: whole(tensor.detach()).cpu() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
+    }

@@ -3,16 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
 
 from bytelm.job import Job
-from bytelm.loss import multi_byte_loss
+from bytelm.loss import TrainOutput, multi_byte_loss
 from bytelm.memory import out_of_memory_named
+from bytelm.model import ByteLM
 from bytelm.optim import set_learning_rate
 from bytelm.packing import PackedBatch, pack
+from bytelm.split_tensors import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +34,9 @@ class Learnt:
 
 
 def load(job: Job) -> list[PackedBatch]:
-    """The micro-batches of the next step."""
+    """The micro-batches of the next step that are this rank's."""
     micro_batches = []
-    for _ in range(job.config.train.accumulation):
+    for _ in range(job.share.micro_batches):
         batch = next(job.loader)
         windows_BW = batch.windows_BW.to(job.device, non_blocking=True)
         micro_batches.append(
@@ -65,41 +68,47 @@ def learn(job: Job, micro_batches: list[PackedBatch], rate: float, weights_K: Se
     Raises:
         TrainingError: Memory is used up.
     """
-    with out_of_memory_named(job.config, job.device, bfloat16=job.precision == "bfloat16"):
+    with out_of_memory_named(job.config, job.device, bfloat16=job.precision == "bfloat16", ranks=job.ranks):
         return _learn(job, micro_batches, rate, weights_K)
 
 
 def _learn(job: Job, micro_batches: list[PackedBatch], rate: float, weights_K: Sequence[float] | None) -> Learnt:
-    valid_K = torch.stack([batch.valid_BTK.sum((0, 1)) for batch in micro_batches]).sum(0)
+    ranks = job.ranks
+    valid_K = ranks.add_up(torch.stack([batch.valid_BTK.sum((0, 1)) for batch in micro_batches]).sum(0))
     job.optimizer.zero_grad()
     loss, bits_K = torch.zeros((), device=job.device), torch.zeros(len(valid_K), device=job.device)
     count_K = torch.zeros_like(valid_K)  # of heads that take part
     heads = job.config.heads
-    for batch in micro_batches:
+
+    def loss_of(model: ByteLM, batch: PackedBatch) -> TrainOutput:
         with job.autocast():
-            output = multi_byte_loss(
-                job.model,
+            return multi_byte_loss(
+                model,
                 batch,
                 backward=heads.backward,
                 counts_K=valid_K,
                 weights_K=weights_K,
                 z_loss=heads.z_loss,
             )
-        output.loss.backward()
+
+    for batch in micro_batches:
+        output = job.shared.add_gradients(partial(loss_of, batch=batch), last=batch is micro_batches[-1])
         loss += output.loss.detach()
         bits_K += output.bits_per_byte_K * output.valid_count_K
         count_K += output.valid_count_K
     gradients = [parameter.grad for parameter in job.model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    total, length = loss.item(), norm.item()
-    finite = math.isfinite(total), math.isfinite(length)
+    norm = whole(nn.utils.get_total_norm(gradients))
+    length = norm.item()
+    # Every rank decides from the same sums.
+    total, infinite, *sums = ranks.sums([loss.item(), not math.isfinite(length), *bits_K.tolist(), *count_K.tolist()])
+    finite = math.isfinite(total), infinite == 0
     learnt = Learnt(
         loss=total,
         grad_norm=length,
         fault=None if all(finite) else "gradient" if finite[0] else "loss",
         learning_rate=rate,
-        bits_K=bits_K.tolist(),
-        count_K=count_K.tolist(),
+        bits_K=sums[: len(bits_K)],
+        count_K=[int(count) for count in sums[len(bits_K) :]],
     )
     if learnt.fault is not None:
         job.optimizer.zero_grad()

@@ -14,18 +14,19 @@ that is full stops nothing but its own checkpoint.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-from bytelm.checkpoint import find_newest_sound, set_aside
+from bytelm.checkpoint import Snapshot, find_newest_sound, set_aside
 from bytelm.config import RunConfig
 from bytelm.corpora import Given
 from bytelm.decode import GenerateSettings, decode_steps
 from bytelm.errors import GenerationError, StorageError, TrainingError
-from bytelm.evaluate import bits_per_byte
+from bytelm.evaluate import BitsPerByte, bits_per_byte
 from bytelm.events import (
     Event,
     Finished,
@@ -38,10 +39,12 @@ from bytelm.events import (
     Started,
     Validation,
 )
-from bytelm.job import RECORDS_AFTER_SAVING, Job, Resume, open_job
+from bytelm.job import RECORDS_AFTER_SAVING, Job, Resume, find_together, open_job
 from bytelm.loss import head_weights
 from bytelm.memory import memory_bytes, peak_memory_bytes
 from bytelm.mfu import MEASURED_S, mfu, peak_flops
+from bytelm.model import ByteLM
+from bytelm.ranks import ALONE, Ranks, lost_ranks_named
 from bytelm.schedule import budget_spent, learning_rate
 from bytelm.state import Meter
 from bytelm.step import Learnt, learn, load
@@ -60,6 +63,7 @@ def train(
     *,
     resume: Resume = "never",
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train a model, or go on training it.
 
@@ -73,7 +77,10 @@ def train(
         run: Folder of the run, made if missing.
         resume: ``never`` refuses a run that has checkpoints, ``require`` one that has none; ``auto`` goes on if it
             can and starts otherwise.
-        should_stop: Asked before each step and during validation; True saves and finishes.
+        should_stop: Asked before each step and during validation; True saves and finishes. Where several processes
+            train, one that wants to stop is enough.
+        ranks: The processes that train together, from ``bytelm.ranks.joined``; each of them calls this with the same
+            arguments. The first one alone writes, the folder must be there for all.
 
     Yields:
         ``Started``, then the other events as they happen, then ``Finished``. ``Saved`` comes when a checkpoint is
@@ -88,9 +95,10 @@ def train(
         StorageError: The disk refuses the first files, or the last checkpoint; those before are whole.
     """
     with contextlib.ExitStack() as stack:
-        job = open_job(stack, config, corpus, run, resume)
+        stack.enter_context(lost_ranks_named(ranks))
+        job = open_job(stack, config, corpus, run, resume, ranks=ranks)
         stack.push(_waits_for(job))
-        settings, state, clock = config.train, job.state, job.clock
+        settings, state = config.train, job.state
         step_bytes = settings.accumulation * settings.batch_windows * config.data.window_bytes
         yield Started(
             run=run,
@@ -101,6 +109,8 @@ def train(
             step=state.step,
             resumed_from=job.resumed_from,
             damaged=job.damaged,
+            ranks=ranks.count,
+            parallel=job.shared.how,
         )
         if job.resumed_from is None and job.config.train.init_from is not None:  # from now on the run stands alone
             yield from save(job)
@@ -108,9 +118,9 @@ def train(
             best = yield from validate(job, should_stop)
             yield from save(job, best=best)
         stopped = False
-        finished = budget_spent(settings, state.step, state.bytes_seen, clock.elapsed_s()) >= 1.0
-        while not (finished or (stopped := should_stop())):
-            begun_s = clock.elapsed_s()
+        finished = budget_spent(settings, state.step, state.bytes_seen, job.elapsed_s()) >= 1.0
+        while not (finished or (stopped := ranks.any(should_stop()))):
+            begun_s = job.elapsed_s()
             # Where the step will end, so that the last step of a countable budget has the last rate.
             end = budget_spent(settings, state.step + 1, state.bytes_seen + step_bytes, begun_s)
             begin = budget_spent(settings, state.step, state.bytes_seen, begun_s)
@@ -120,14 +130,14 @@ def train(
             learnt = learn(job, micro_batches, rate, head_weights(config.heads, begin))
             state.step += 1
             state.bytes_seen += step_bytes
-            count(job, learnt, step_bytes, clock.elapsed_s() - begun_s)
+            count(job, learnt, step_bytes, job.clock.elapsed_s() - begun_s)
             if learnt.fault is not None:
                 yield Skipped(step=state.step, what=learnt.fault, in_a_row=state.safety.in_a_row)
                 if state.safety.in_a_row >= settings.most_skipped_steps:
                     yield from go_back(job, learnt)
                     continue
 
-            fraction = budget_spent(settings, state.step, state.bytes_seen, clock.elapsed_s())
+            fraction = budget_spent(settings, state.step, state.bytes_seen, job.elapsed_s())
             finished = fraction >= 1.0
             if finished or state.step % settings.log_every_steps == 0:
                 yield from log(job, learnt, min(fraction, 1.0))
@@ -141,13 +151,16 @@ def train(
         if state.saved_step != state.step:
             yield from save(job)
         yield from saved(job, wait=True)
-        if state.checkpoint is None or state.checkpoint_step != state.step:
-            raise StorageError(state.refusal)
+        with ranks.agreed():
+            if ranks.is_first and state.checkpoint_step != state.step:
+                raise StorageError(state.refusal)
+        state.checkpoint = ranks.first(state.checkpoint)
+        assert state.checkpoint is not None
         yield Finished(
             reason="stopped" if stopped else "budget",
             step=state.step,
             bytes_seen=state.bytes_seen,
-            elapsed_s=clock.elapsed_s(),
+            elapsed_s=job.clock.elapsed_s(),
             checkpoint=state.checkpoint,
         )
 
@@ -170,7 +183,10 @@ def count(job: Job, learnt: Learnt, step_bytes: int, seconds: float) -> None:
 
 def replaced(job: Job) -> Iterator[Event]:
     """Tell what was found damaged since the last time, and was replaced."""
-    for line in job.loader.new_damage():
+    found = job.loader.new_damage()
+    if job.config.data.on_damage == "replace":
+        found = itertools.chain(*job.ranks.all(found))
+    for line in found:
         yield from _recorded(job, "damage", Replaced(step=job.state.step, reason=line))
 
 
@@ -192,7 +208,7 @@ def log(job: Job, learnt: Learnt, fraction: float) -> Iterator[Event]:
         memory_bytes=memory_bytes(job.device),
         peak_memory_bytes=peak_memory_bytes(job.device),
         skipped_steps=state.safety.skipped_steps,
-        replaced_windows=job.loader.replaced_windows,
+        replaced_windows=int(job.ranks.sums([job.loader.replaced_windows])[0]),
     )
     state.meter = Meter.empty(job.config.heads.count)
     yield from _recorded(job, "step", progress)
@@ -207,17 +223,18 @@ def validate(job: Job, should_stop: Callable[[], bool]) -> Generator[Event, None
     safety = job.state.safety
 
     def interrupt() -> None:
-        if should_stop():
+        if job.ranks.any(should_stop()):
             raise _Interrupted
+
+    def score(model: ByteLM) -> BitsPerByte:
+        return bits_per_byte(model, job.held_out, context_bytes=job.config.data.window_bytes, before_batch=interrupt)
 
     safety.validation_due = True
     try:
         with job.evaluated():
             with job.autocast():
-                scored = bits_per_byte(
-                    job.model, job.held_out, context_bytes=job.config.data.window_bytes, before_batch=interrupt
-                )
-            prompt, written = sample(job, interrupt)
+                scored = job.ranks.first(job.shared.evaluate(score))
+            prompt, written = job.shared.evaluate(lambda model: sample(job, model, interrupt))
     except _Interrupted:
         return False
     safety.validation_due = False
@@ -245,11 +262,12 @@ def validate(job: Job, should_stop: Callable[[], bool]) -> Generator[Event, None
     return better and job.config.train.keep_best
 
 
-def sample(job: Job, interrupt: Callable[[], None]) -> tuple[str, str]:
+def sample(job: Job, model: ByteLM, interrupt: Callable[[], None]) -> tuple[str, str]:
     """The beginning of held-out data and how the model goes on, both as text; nothing random is drawn for it.
 
     Args:
-        job: Its model holds the weights that are evaluated.
+        job: Its settings and held-out data.
+        model: With the weights that are evaluated.
         interrupt: Called again and again meanwhile; may raise.
     """
     length = job.config.train.sample_bytes
@@ -259,7 +277,7 @@ def sample(job: Job, interrupt: Callable[[], None]) -> tuple[str, str]:
     settings = GenerateSettings(max_bytes=length, temperature=_SAMPLE_TEMPERATURE, seed=job.state.step)
     written = b""
     with contextlib.suppress(GenerationError):  # what is not finite is told by the losses
-        for step in decode_steps(job.model, prompt, settings, context_bytes=job.config.data.window_bytes):
+        for step in decode_steps(model, prompt, settings, context_bytes=job.config.data.window_bytes):
             interrupt()
             written += step.data
     return decode_text(prompt, "escape"), decode_text(written, "escape")
@@ -270,7 +288,11 @@ def utilisation(job: Job, bytes_per_second: float) -> float | None:
     state = job.state
     if state.peak_flops is None and job.clock.elapsed_s() >= _PEAK_SHARE * MEASURED_S:
         state.peak_flops = peak_flops(job.device, job.precision)
-    return None if state.peak_flops is None else mfu(job.flops_per_byte, bytes_per_second, state.peak_flops)
+    return (
+        None
+        if state.peak_flops is None
+        else mfu(job.flops_per_byte, bytes_per_second / job.ranks.count, state.peak_flops)
+    )
 
 
 def save(job: Job, *, best: bool = False) -> Iterator[Event]:
@@ -307,27 +329,34 @@ def go_back(job: Job, learnt: Learnt) -> Iterator[Event]:
     state, settings = job.state, job.config.train
     before, from_step = state.safety, state.step
     if before.rollbacks >= settings.most_rollbacks:
-        raise _diverged(job, learnt)
-    found = find_newest_sound(job.run, lambda snapshot: not snapshot.progress.get("safety", {}).get("in_a_row", 0))
+        with job.ranks.agreed():
+            raise _diverged(job, learnt)
+    found = find_together(job.ranks, lambda: find_newest_sound(job.run, _behind_a_finite_step))
     job.restore(None if found is None else found.snapshot)
     state.checkpoint = None if found is None else found.checkpoint
     state.checkpoint_step = state.saved_step = None if found is None else state.step
     state.safety = replace(
         before, in_a_row=0, rollbacks=before.rollbacks + 1, learning_rate_ratio=before.learning_rate_ratio / 2
     )
-    damaged = () if found is None else found.damaged
-    event = RolledBack(
-        step=state.step,
-        from_step=from_step,
-        checkpoint=state.checkpoint,
-        learning_rate_ratio=state.safety.learning_rate_ratio,
-        damaged=tuple(f"{reason} (renamed to {set_aside(checkpoint).name})" for checkpoint, reason in damaged),
-    )
+    with job.ranks.agreed():
+        damaged = () if found is None else found.damaged
+        event = RolledBack(
+            step=state.step,
+            from_step=from_step,
+            checkpoint=state.checkpoint,
+            learning_rate_ratio=state.safety.learning_rate_ratio,
+            damaged=tuple(f"{reason} (renamed to {set_aside(checkpoint).name})" for checkpoint, reason in damaged),
+        )
     try:
-        job.log.go_back(state.step, again=RECORDS_AFTER_SAVING)
+        if job.ranks.is_first:
+            job.log.go_back(state.step, again=RECORDS_AFTER_SAVING)
     except StorageError as error:
         yield _refused(job, error)
     yield from _recorded(job, "rollback", event)
+
+
+def _behind_a_finite_step(snapshot: Snapshot) -> bool:
+    return not snapshot.progress.get("safety", {}).get("in_a_row", 0)
 
 
 class _Interrupted(Exception):  # noqa: N818  no error: the caller wants to stop

@@ -83,7 +83,8 @@ def run(arguments: list[str] | None = None) -> int:
     except BytelmError as error:
         if debug:
             traceback.print_exc()
-        console.fail(str(error))
+        if not error.told:
+            console.fail(str(error))
         return console.EXIT_CALLER
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted")

@@ -165,6 +165,8 @@ class TrainingView:
 
 def _beginning(started: "Started") -> str:
     line = f"{started.parameters:,} parameters, {started.device}, {started.precision}"
+    if started.ranks > 1:
+        line += f", {started.ranks} processes ({started.parallel})"
     if started.resumed_from is not None:
         line += f"; goes on from {started.resumed_from}"
     if not started.held_out_bytes:

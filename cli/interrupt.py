@@ -11,13 +11,17 @@ _STOPPING: Final = b"\nstopping after this step, and saving; once more to leave 
 class StopRequest:
     """Within its context the first SIGINT or SIGTERM is noted, and the second interrupts. Called, it tells.
 
+    Args:
+        quiet: Say nothing to whoever asks: where several processes stop together.
+
     Example:
         >>> with StopRequest() as should_stop:
         ...     should_stop()
         False
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._asked = False
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -38,4 +42,5 @@ class StopRequest:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        os.write(2, _STOPPING)  # whatever the signal has interrupted, even a line that is just being printed
+        if not self._quiet:
+            os.write(2, _STOPPING)  # whatever the signal has interrupted, even a line that is just being printed

@@ -1,5 +1,6 @@
 """``bytelm train``: from a corpus to a run, and on from where a run was saved."""
 
+import contextlib
 import enum
 import json
 import shlex
@@ -15,6 +16,7 @@ from bytelm.cli.quantities import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from bytelm.config import RunConfig
+    from bytelm.ranks import Ranks
     from bytelm.train import Finished, Started
 
 _DEFAULT_PRESET: Final = "tiny"
@@ -89,34 +91,49 @@ def train(
         return console.EXIT_OK
 
     from bytelm.checkpoint import checkpoints
-    from bytelm.cli.dashboard import TrainingView
     from bytelm.errors import ConfigError
+    from bytelm.ranks import joined
+
+    with joined() as ranks:
+        with ranks.agreed():
+            if out is None:
+                raise ConfigError("no place for the run; give --out RUN")
+            wanted = [*_beginning(init_from, heads_only), *(changes or []), *_budget(steps, size, time_budget)]
+            if resume is not ResumeChoice.never and checkpoints(out):
+                config, corpus = _resumed(out, preset, wanted, corpus)
+            else:
+                config = _config(preset, wanted, init_from)
+            if not corpus:
+                raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
+            if dry and ranks.count > 1:
+                raise ConfigError("--dry-run measures one process; start it without torchrun")
+        if dry:
+            return dry_run(config, corpus, out, resume=resume.value, as_json=as_json)
+        return _train(config, corpus, out, resume, ranks, as_json=as_json)
+
+
+def _train(
+    config: "RunConfig", corpus: list[str], out: Path, resume: ResumeChoice, ranks: "Ranks", *, as_json: bool
+) -> int:
+    from bytelm.cli.dashboard import TrainingView
     from bytelm.train import Finished, Started
     from bytelm.train import train as train_model
 
-    if out is None:
-        raise ConfigError("no place for the run; give --out RUN")
-    wanted = [*_beginning(init_from, heads_only), *(changes or []), *_budget(steps, size, time_budget)]
-    if resume is not ResumeChoice.never and checkpoints(out):
-        config, corpus = _resumed(out, preset, wanted, corpus)
-    else:
-        config = _config(preset, wanted, init_from)
-    if not corpus:
-        raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
-
-    if dry:
-        return dry_run(config, corpus, out, resume=resume.value, as_json=as_json)
     started: Started | None = None
     finished: Finished | None = None
-    with TrainingView() as view, StopRequest() as should_stop:
-        for event in train_model(config, corpus, out, resume=resume.value, should_stop=should_stop):
-            view.show(event)
+    speaks = TrainingView() if ranks.is_first else contextlib.nullcontext()
+    with speaks as view, StopRequest(quiet=ranks.count > 1) as should_stop:
+        for event in train_model(config, corpus, out, resume=resume.value, should_stop=should_stop, ranks=ranks):
+            if view is not None:
+                view.show(event)
             if isinstance(event, Started):
                 started = event
             elif isinstance(event, Finished):
                 finished = event
     assert started is not None
     assert finished is not None
+    if not ranks.is_first:
+        return console.EXIT_OK
     go_on = f"bytelm train --out {shlex.quote(str(out))} --resume auto"
     if as_json:
         console.print_json(_summary(started, finished))

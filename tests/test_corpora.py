@@ -180,7 +180,9 @@ def test_held_out_bytes_come_from_each_corpus_by_its_weight(folders: list[Path])
 
 def test_the_loader_of_several_mixes_them(folders: list[Path]) -> None:
     config = settings()
-    with open_corpora(weighted(folders, "1", "1", "2"), config).loader(config) as loader:
+    with open_corpora(weighted(folders, "1", "1", "2"), config).loader(
+        config, batch_windows=config.train.batch_windows
+    ) as loader:
         assert isinstance(loader, MixtureLoader)
         for batch in (next(loader) for _ in range(20)):
             letters = [b"abcd ", b"EFGH\n", b"0123"]
