@@ -23,6 +23,9 @@ _REFUSALS = {
     errno.EACCES: ("permission is denied", "choose another --out or change the folder's permissions"),
     errno.EPERM: ("the system does not permit it", "choose another --out or change the folder's permissions"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another --out"),
+    errno.ENOENT: ("the system makes no such file or folder there", "choose another --out"),
+    errno.ENAMETOOLONG: ("the name is too long for this file system", "choose a shorter --out"),
+    errno.ELOOP: ("its links lead in a circle", "choose another --out"),
     errno.EIO: ("the disk reports an input/output error", "check the disk, then choose another --out"),
 }
 
@@ -35,7 +38,7 @@ def refusals_named(path: Path) -> Iterator[None]:
         path: What is being written, for the message.
 
     Raises:
-        StorageError: The disk is full, read-only or over quota, or permission is denied.
+        StorageError: The disk is full, read-only or over quota, permission is denied, or the path cannot be.
     """
     try:
         yield

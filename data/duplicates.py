@@ -121,6 +121,8 @@ def near_duplicates(signatures_D: NDArray[np.uint32], candidates: Iterable[int],
     Returns:
         Their rows.
     """
+    if not len(signatures_D):
+        return []
     rows_of_band = _rows_of_band(threshold)
     bands = SIGNATURE_LENGTH // rows_of_band
     keys_DB = np.zeros((len(signatures_D), bands), np.uint64)

@@ -43,7 +43,7 @@ def test_a_write_that_the_system_cuts_short_leaves_the_old_file(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT])
 def test_refusals_of_the_disk_are_named_with_path_and_remedy(number: int, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*; ") as caught, refusals_named(tmp_path):
         raise OSError(number, os.strerror(number))
@@ -51,8 +51,15 @@ def test_refusals_of_the_disk_are_named_with_path_and_remedy(number: int, tmp_pa
 
 
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), refusals_named(tmp_path):
-        raise FileNotFoundError(errno.ENOENT, "gone")
+    with pytest.raises(OSError, match="closed"), refusals_named(tmp_path):
+        raise OSError(errno.EBADF, "closed")
+
+
+@pytest.mark.parametrize("name", ["long" * 100, "circle/x"])
+def test_a_folder_that_cannot_be_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(StorageError, match=r"cannot write .*; choose a"), refusals_named(tmp_path / name):
+        (tmp_path / name).mkdir(parents=True)
 
 
 HOLDER = """

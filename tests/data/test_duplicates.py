@@ -20,7 +20,7 @@ from bytelm.data.duplicates import (
 )
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus, Count
-from bytelm.errors import ConfigError
+from bytelm.errors import ConfigError, SourceError
 
 needs_rensa = pytest.mark.skipif(
     importlib.util.find_spec("rensa") is None,
@@ -112,6 +112,13 @@ def test_an_ingestion_leaves_near_duplicates_out_and_says_so(tmp_path: Path) -> 
     assert report.skipped == {"duplicate": Count(1, 17_000), "near_duplicate": Count(2, 23_000)}
     kept = [content[number] for number in (0, 1, 4, 5, 6)]
     assert list(Corpus.open(tmp_path / "corpus").documents("train")) == kept
+
+
+@needs_rensa
+def test_where_nothing_is_found_there_are_no_near_duplicates(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    with pytest.raises(SourceError, match="nothing to ingest"):
+        ingest([tmp_path / "files"], tmp_path / "corpus", near_duplicates=0.8)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.29, 1.01, float("nan")])
