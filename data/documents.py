@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from bytelm.errors import SourceError
 
@@ -36,8 +36,7 @@ a row without the field. The others are an ingestion's."""
 BLOCK_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """A document that is to be read.
 
     Attributes:
@@ -60,8 +59,7 @@ class Document:
         return self.open_blocks()
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Something that gives no document.
 
     Attributes:
@@ -98,8 +96,7 @@ class ReadOptions:
     most_expansion: float = 1000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """What is read in one go: a file, an archive, or a part of a table.
 
     Attributes:
