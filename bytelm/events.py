@@ -18,6 +18,12 @@ class Started:
     parameters: int
     device: str
     precision: PrecisionUsed
+    attention: str
+    """The backend that computes attention."""
+    attention_reason: str
+    """Why it is this one: half a sentence for people."""
+    best_bits_per_byte: float | None
+    """Of head 0, in the best validation before; None where there was none."""
     held_out_bytes: int
     """Bytes that each validation scores; 0 where the corpus holds nothing out."""
     step: int

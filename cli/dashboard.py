@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S: Final = 5.0
 _WORST_BITS: Final = 8.0  # of a byte about which nothing is known: the full length of a bar
-_BAR_COLUMNS: Final = 30
-_OTHER_LINES: Final = 11  # of the panel, beside the bars
+_MOST_COLUMNS: Final = 120
+_FRAME_COLUMNS: Final = 4
+_TWO_PAIRS: Final = 90  # columns from which facts stand two in a line
+_MOST_BAR_COLUMNS: Final = 48
+_COLUMNS_BESIDE_BARS: Final = 44
+_OTHER_LINES: Final = 8  # of the panel, beside bars, facts and sample
+_SAMPLE_LINES: Final = 3
+_TALL: Final = 30  # lines from which there is room for more than one line of a sample
+_AVERAGE_DECAY: Final = 0.9
 
 
 class TrainingView:
@@ -41,6 +48,7 @@ class TrainingView:
         self._progress: Progress | None = None
         self._validation: Validation | None = None
         self._saved: tuple[Saved, float] | None = None
+        self._average = _Average()
 
     def __enter__(self) -> "TrainingView":
         if self._console.is_terminal:
@@ -74,13 +82,14 @@ class TrainingView:
                 self.say(_beginning(event))
             case Progress():
                 self._progress = event
+                self._average.add(event.bits_per_byte_by_head[0])
                 if self._live is None and self._clock() >= self._line_due_s:
                     self._line_due_s = self._clock() + _LINE_EVERY_S
                     self.say(_progress_line(event))
             case Validation():
                 self._validation = event
                 if self._live is None:
-                    self.say(f"step {event.step}: held out {_bits(event.bits_per_byte_by_head)} bits per byte")
+                    self.say(_validation_line(event))
             case Saved():
                 self._saved = (event, self._clock())
             case Refused():
@@ -106,59 +115,103 @@ class TrainingView:
         """What the terminal shows now."""
         if self._started is None:
             return Text("opening the corpus …")
+        width = min(self._console.width, _MOST_COLUMNS)
+        title = console.styled(f"bytelm train · {self._started.run}", "bold")
+        title.truncate(width - 2 - _FRAME_COLUMNS, overflow="ellipsis")  # a panel grows with its title
         return Panel(
-            Group(*self._parts()),
-            title=console.styled(f"bytelm train · {self._started.run}", "bold"),
+            Group(*self._parts(width - _FRAME_COLUMNS)),
+            title=title,
             title_align="left",
-            width=min(self._console.width, 100),
+            width=width,
         )
 
-    def _parts(self) -> Iterator[RenderableType]:
+    def _parts(self, columns: int) -> Iterator[RenderableType]:
         progress = self._progress
         if progress is None:
             yield Text("the first steps …")
             return
-        done = Table.grid(padding=(0, 2))
-        done.add_row(
-            ProgressBar(total=1.0, completed=progress.fraction, width=_BAR_COLUMNS),
-            f"{100 * progress.fraction:.1f} %",
-            f"step {progress.step:,}",
-            size(progress.bytes_seen),
-            duration(progress.elapsed_s),
-            f"{_remaining(progress)} to go",
-        )
+        share, left = f" {100 * progress.fraction:.1f} %", f", {_remaining(progress)} to go"
+        bar = ProgressBar(total=1.0, completed=progress.fraction, width=max(8, columns - len(share) - len(left)))
+        done = Table.grid()
+        done.add_row(bar, share, left)
         yield done
-        yield Text()
-        yield self._bars(progress)
-        yield Text()
-        facts = Table.grid(padding=(0, 3))
-        facts.add_row("learning rate", f"{progress.learning_rate:.2e}", "bytes per second", _rate(progress))
-        facts.add_row(
-            "gradient norm", _value(progress.grad_norm, ".2f"), "peak memory", size(progress.peak_memory_bytes)
-        )
-        facts.add_row("last checkpoint", self._last_checkpoint(), "loss", f"{_value(progress.loss, '.3f')} nats")
-        if progress.skipped_steps:
-            facts.add_row("skipped steps", f"{progress.skipped_steps:,}")
-        yield facts
-
-    def _bars(self, progress: "Progress") -> Table:
+        read = f"step {progress.step:,}, {size(progress.bytes_seen)} in {duration(progress.elapsed_s)}"
+        yield Text(f"{read}; {_speed(progress)}", no_wrap=True, overflow="ellipsis")
+        facts = self._facts(progress, pairs=2 if columns >= _TWO_PAIRS else 1)
+        sample = self._sample(columns)
         heads = len(progress.bits_per_byte_by_head)
-        rows = max(1, min(heads, self._console.height - _OTHER_LINES))
+        rows = self._console.height - facts.row_count - (len(sample) + 1 if sample else 0) - _OTHER_LINES
+        yield Text()
+        yield self._bars(progress, max(1, min(heads, rows)), columns)
+        yield Text()
+        yield facts
+        if sample:
+            yield Text()
+            yield Group(*sample)
+
+    def _bars(self, progress: "Progress", rows: int, columns: int) -> Table:
+        heads = len(progress.bits_per_byte_by_head)
         shown = sorted({round(row * (heads - 1) / max(rows - 1, 1)) for row in range(rows)})
         table = Table(box=None, padding=(0, 1), show_edge=False)
-        table.add_column("head", justify="right")
-        table.add_column("bits per byte")
-        table.add_column("train", justify="right")
-        table.add_column("held out", justify="right")
+        for title in ("head", "bits per byte", "training", "held out", "accepted"):
+            table.add_column(title, justify="left" if title == "bits per byte" else "right", no_wrap=True)
+        columns = min(_MOST_BAR_COLUMNS, columns - _COLUMNS_BESIDE_BARS)
+        held_out = () if self._validation is None else self._validation.bits_per_byte_by_head
+        accepted = () if self._validation is None else self._validation.agreement_by_head
         for head in shown:
-            bits = progress.bits_per_byte_by_head[head]
-            held_out = None if self._validation is None else self._validation.bits_per_byte_by_head[head]
-            table.add_row(str(head), _bar(bits, head_colour(head, heads)), _number(bits), _number(held_out))
+            bits, share = progress.bits_per_byte_by_head[head], accepted[head] if head < len(accepted) else None
+            table.add_row(
+                str(head),
+                _bar(bits, head_colour(head, heads), columns),
+                _number(bits),
+                _number(held_out[head] if head < len(held_out) else None),
+                _value(share if head else None, ".0%"),
+            )
         return table
+
+    def _facts(self, progress: "Progress", pairs: int) -> Table:
+        assert self._started is not None
+        estimate = None if self._validation is None else self._validation.bytes_per_step_estimate
+        facts = [
+            ("bits per byte", f"{_number(progress.bits_per_byte_by_head[0])} now, {_number(self._average.value)} mean"),
+            ("best held out", _number(self._best())),
+            ("decoding", "–" if estimate is None else f"{estimate:.2f} bytes a step, estimated"),
+            ("learning rate", f"{progress.learning_rate:.2e}"),
+            ("gradient norm", _value(progress.grad_norm, ".2f")),
+            ("memory", _memory(progress)),
+            ("last checkpoint", self._last_checkpoint()),
+            ("attention", f"{self._started.attention}: {self._started.attention_reason}"),
+        ]
+        if progress.skipped_steps:
+            facts.append(("skipped steps", f"{progress.skipped_steps:,}"))
+        if progress.replaced_windows:
+            facts.append(("replaced windows", f"{progress.replaced_windows:,}"))
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in range(pairs):
+            table.add_column(style="bright_black", no_wrap=True)
+            table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for start in range(0, len(facts), pairs):
+            table.add_row(*(console.shown(cell) for fact in facts[start : start + pairs] for cell in fact))
+        return table
+
+    def _sample(self, columns: int) -> list[Text]:
+        """What the model wrote after the last validation, a few lines of it."""
+        if self._validation is None or not self._validation.sample:
+            return []
+        text = Text(_one_line(self._validation.prompt), style="bright_black")
+        text.append(_one_line(self._validation.sample), style="default")
+        lines = _SAMPLE_LINES if self._console.height >= _TALL else 1
+        return [*text.wrap(self._console, columns, overflow="fold")][:lines]
+
+    def _best(self) -> float | None:
+        if self._validation is not None:
+            return self._validation.best_bits_per_byte
+        return None if self._started is None else self._started.best_bits_per_byte
 
     def _last_checkpoint(self) -> str:
         if self._saved is None:
-            return "none yet"
+            resumed = self._started is not None and self._started.resumed_from is not None
+            return "before this start" if resumed else "none yet"
         saved, at_s = self._saved
         return f"step {saved.step:,}, {duration(self._clock() - at_s)} ago"
 
@@ -167,6 +220,7 @@ def _beginning(started: "Started") -> str:
     line = f"{started.parameters:,} parameters, {started.device}, {started.precision}"
     if started.ranks > 1:
         line += f", {started.ranks} processes ({started.parallel})"
+    line += f"; attention by {started.attention} ({started.attention_reason})"
     if started.resumed_from is not None:
         line += f"; goes on from {started.resumed_from}"
     if not started.held_out_bytes:
@@ -186,8 +240,21 @@ def _progress_line(progress: "Progress") -> str:
     return (
         f"step {progress.step}: {100 * progress.fraction:.1f} %, {size(progress.bytes_seen)}, "
         f"{_bits(progress.bits_per_byte_by_head)} bits per byte, learning rate {progress.learning_rate:.2e}, "
-        f"gradient norm {_value(progress.grad_norm, '.2f')}, {_rate(progress)}, {_remaining(progress)} to go"
+        f"gradient norm {_value(progress.grad_norm, '.2f')}, {_speed(progress)}, {size(progress.peak_memory_bytes)} at "
+        f"most, {_remaining(progress)} to go"
     )
+
+
+def _validation_line(validation: "Validation") -> str:
+    line = f"step {validation.step}: held out {_bits(validation.bits_per_byte_by_head)} bits per byte"
+    if validation.best_bits_per_byte == validation.bits_per_byte_by_head[0]:
+        line += ", the best so far"
+    elif validation.best_bits_per_byte is not None:
+        line += f", best {_number(validation.best_bits_per_byte)}"
+    if len(validation.agreement_by_head) > 1 and validation.bytes_per_step_estimate is not None:
+        shares = " ".join(_value(share, ".0%") for share in validation.agreement_by_head[1:])
+        line += f"; drafts accepted {shares} (estimated), {validation.bytes_per_step_estimate:.2f} bytes a step"
+    return line
 
 
 def _bits(bits_by_head: tuple[float | None, ...]) -> str:
@@ -204,8 +271,14 @@ def _value(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _rate(progress: "Progress") -> str:
-    return f"{size(progress.bytes_per_second)}/s"
+def _speed(progress: "Progress") -> str:
+    utilisation = "" if progress.mfu is None else f", {100 * progress.mfu:.1f} % MFU"
+    return f"{size(progress.bytes_per_second)}/s{utilisation}"
+
+
+def _memory(progress: "Progress") -> str:
+    most = f"{size(progress.peak_memory_bytes)} at most"
+    return most if progress.memory_bytes is None else f"{size(progress.memory_bytes)}, {most}"
 
 
 def _remaining(progress: "Progress") -> str:
@@ -214,6 +287,27 @@ def _remaining(progress: "Progress") -> str:
     return duration(progress.elapsed_s * (1 - progress.fraction) / progress.fraction)
 
 
-def _bar(bits: float | None, colour: str) -> Text:
-    filled = 0 if bits is None else round(_BAR_COLUMNS * min(bits, _WORST_BITS) / _WORST_BITS)
-    return Text("━" * filled, style=colour).append("─" * (_BAR_COLUMNS - filled), style="bright_black")
+def _one_line(text: str) -> str:
+    """Text that a terminal cannot obey, in one line."""
+    return console.shown(text).replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _bar(bits: float | None, colour: str, columns: int) -> Text:
+    filled = 0 if bits is None else round(columns * min(bits, _WORST_BITS) / _WORST_BITS)
+    return Text("━" * filled, style=colour).append("─" * (columns - filled), style="bright_black")
+
+
+class _Average:
+    """A moving average of what is added; None before anything was."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self._sum = _AVERAGE_DECAY * self._sum + (1 - _AVERAGE_DECAY) * value
+            self._weight = _AVERAGE_DECAY * self._weight + (1 - _AVERAGE_DECAY)
+
+    @property
+    def value(self) -> float | None:
+        return self._sum / self._weight if self._weight else None

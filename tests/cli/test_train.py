@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from bytelm.checkpoint import checkpoints, load_model, load_snapshot
@@ -378,8 +379,79 @@ def test_without_a_terminal_lines_come_seconds_apart_whatever_the_pace(
             clock.now_s += 0.3 if isinstance(event, Progress) else 0.0
             view.show(event)
     lines = capsys.readouterr().err.splitlines()
-    assert len([line for line in lines if line.startswith("step") and "%" in line]) == 1  # of 30 in 9 seconds
+    assert (
+        len([line for line in lines if line.startswith("step") and "learning rate" in line]) == 1
+    )  # of 30 in 9 seconds
     assert [line for line in lines if line.startswith("step") and line.endswith(" to go")]  # whole, however long
+
+
+@pytest.mark.parametrize("heads", [1, 8, 32])
+@pytest.mark.parametrize(("width", "height"), [(60, 24), (80, 24), (93, 30), (94, 30), (120, 50), (200, 60)])
+def test_the_dashboard_fits_the_terminal(width: int, height: int, heads: int) -> None:
+    drawn = io.StringIO()
+    people = Console(file=drawn, force_terminal=True, width=width, height=height, color_system=None, markup=False)
+    view = TrainingView(people, _Clock())
+    view.show(
+        Started(
+            run=Path("runs/" + "long " * 50),
+            parameters=1000,
+            device="cpu",
+            precision="float32",
+            attention="torch",
+            attention_reason="a reason of many words " * 9,
+            best_bits_per_byte=1.5,
+            held_out_bytes=10,
+            step=0,
+            resumed_from=None,
+            damaged=(),
+        )
+    )
+    view.show(
+        Progress(
+            step=1_234_567,
+            fraction=0.987,
+            bytes_seen=987_654_321_000,
+            flops=1e21,
+            elapsed_s=1e6,
+            bits_per_byte_by_head=(1.25,) * heads,
+            loss=123.456,
+            grad_norm=1234.5,
+            learning_rate=1e-4,
+            bytes_per_second=123_456_789.0,
+            mfu=0.5,
+            memory_bytes=139_000_000_000,
+            peak_memory_bytes=139_000_000_000,
+            skipped_steps=1000,
+            replaced_windows=1000,
+        )
+    )
+    view.show(
+        Validation(
+            step=1_234_000,
+            bytes_seen=1,
+            flops=1.0,
+            elapsed_s=1.0,
+            bits_per_byte_by_head=(1.25,) * heads,
+            best_bits_per_byte=1.2,
+            agreement_by_head=(1.0,) * heads,
+            bytes_per_step_estimate=float(heads),
+            scored_bytes=10,
+            context_bytes=8,
+            stride=4,
+            prompt="\n\t\r世界",
+            sample="\x1b[31m世界\n\u202e" * 200,
+        )
+    )
+    drawn.truncate(0)
+    drawn.seek(0)
+    people.print(view.dashboard())
+    lines = drawn.getvalue().splitlines()
+    assert len(lines) < height
+    assert {cell_len(line) for line in lines} == {min(width, 120)}
+    assert "\x1b" not in drawn.getvalue()
+    assert "\u202e" not in drawn.getvalue()
+    assert "training" in drawn.getvalue()  # no column is squeezed out
+    assert "1.25 " in drawn.getvalue() or "1.250" in drawn.getvalue()
 
 
 def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
@@ -392,6 +464,9 @@ def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
             parameters=1000,
             device="cpu",
             precision="float32",
+            attention="torch",
+            attention_reason="blocks of a window",
+            best_bits_per_byte=None,
             held_out_bytes=10,
             step=0,
             resumed_from=None,
@@ -463,6 +538,15 @@ def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
         "0.75",
         "step 50, 1m 15s ago",
         "200 steps, 10.00 MB in 4m 00s",
+        "attention by torch (blocks of a window)",
+        "torch: blocks of a window",
+        "37.5 % MFU",
+        "400.00 MB, 500.00 MB at most",
+        "2.125 now, 2.125 mean",
+        "1.75 bytes a step, estimated",
+        "50%",
+        "25%",
+        r"def f(x):\x1b[2J⏎  y",
     ):
         assert expected in text, expected
     assert "\x1b[2J" not in text
