@@ -13,9 +13,10 @@ from typing import Any, Final, Literal, Self
 
 import pydantic
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bytelm.errors import ConfigError
+from bytelm.vocab import BYTE_VOCABULARY, ids_of, vocabulary_size
 
 AttentionKind = Literal["local", "global"]
 HeadFamily = Literal["linear", "mlp", "transformer", "causal", "anticausal", "shared"]
@@ -61,6 +62,12 @@ class ModelConfig(_Section):
     )
     rope_base: float = Field(default=10_000.0, gt=1.0, description="base of the rotary angles")
     norm_epsilon: float = Field(default=1e-6, gt=0.0, lt=0.1, description="added to the mean square in every RMSNorm")
+    vocabulary: str = Field(
+        default=BYTE_VOCABULARY, description="what ids stand for: bytes, or bpe:SIZE for a baseline of so many ids"
+    )
+    bytes_per_id: float = Field(
+        default=1.0, ge=1.0, description="mean bytes that an id stands for; found when a bpe vocabulary is made"
+    )
 
     @property
     def head_channels(self) -> int:
@@ -71,8 +78,38 @@ class ModelConfig(_Section):
         """Kind of attention in a layer (0-based): the pattern, repeated."""
         return self.attention_pattern[layer % len(self.attention_pattern)]
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of every prediction head."""
+        return vocabulary_size(self.vocabulary)
+
+    @property
+    def local_window_ids(self) -> int:
+        """Ids that a local layer sees: those of ``local_window_bytes``, on the average."""
+        return self.ids_for(self.local_window_bytes)
+
+    def ids_for(self, size_bytes: int) -> int:
+        """Ids that so many bytes make on the average; as many for a byte model.
+
+        Example:
+            >>> ModelConfig().ids_for(100), ModelConfig(vocabulary="bpe:4096", bytes_per_id=3.2).ids_for(100)
+            (100, 31)
+        """
+        return max(1, round(size_bytes / self.bytes_per_id))
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _known_vocabulary(cls, name: str) -> str:
+        try:
+            count = ids_of(name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return name if name == BYTE_VOCABULARY else f"bpe:{count}"
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.vocabulary == BYTE_VOCABULARY and self.bytes_per_id != 1.0:
+            raise ValueError(f"model.bytes_per_id = {self.bytes_per_id}, and an id of bytes is one; leave it out")
         if self.d_model % self.attention_heads:
             raise ValueError(
                 f"model.d_model = {self.d_model} is not divisible by model.attention_heads = {self.attention_heads}"

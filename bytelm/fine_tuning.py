@@ -10,6 +10,7 @@ for bit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,6 @@ from bytelm.config import Frozen, RunConfig
 from bytelm.errors import ConfigError
 from bytelm.heads import LinearHeads
 from bytelm.model import ByteLM
-from bytelm.vocab import VOCABULARY_SIZE
 
 _SHAPE: Final = ("d_model", "attention_heads", "kv_heads", "d_ff")
 _WORKINGS: Final = ("attention_pattern", "local_window_bytes", "rope_base", "norm_epsilon")
@@ -63,7 +63,7 @@ def check_source(source: Source, config: RunConfig) -> None:
     theirs, ours = source.config, config
     pairs = [(f"model.{key}", getattr(theirs.model, key), getattr(ours.model, key)) for key in _SHAPE]
     pairs.append(("layers of the trunk", theirs.trunk_layers, ours.trunk_layers))
-    pairs.append(("ids of the vocabulary", source.weights["embedding"].shape[0], VOCABULARY_SIZE))
+    pairs.append(("model.vocabulary", theirs.model.vocabulary, ours.model.vocabulary))
     for what, their, our in pairs:
         if their != our:
             raise ConfigError(f"{source.checkpoint} has {their} as {what}, and {our} was asked for; leave {their}")
@@ -102,7 +102,7 @@ def begin_with(model: ByteLM, source: Source) -> None:
         elif kept_heads and taken is not None:
             head = _number_of_head(name)
             if isinstance(model.heads, LinearHeads) and name == _UNEMBEDDING:
-                rows = kept_heads * VOCABULARY_SIZE
+                rows = kept_heads * model.heads.vocabulary_size
                 fresh[:rows].copy_(taken[:rows])
             elif name == _DEPTHS:
                 fresh[:kept_heads].copy_(taken[:kept_heads])
@@ -127,7 +127,7 @@ def freeze(model: ByteLM, frozen: Frozen) -> None:
     model.heads.norm.requires_grad_(False)
     unembedding = model.heads.get_parameter("unembedding.weight")
     if isinstance(model.heads, LinearHeads):
-        unembedding.register_hook(_without_head_0)
+        unembedding.register_hook(partial(_without_head_0, rows=model.heads.vocabulary_size))
     else:
         unembedding.requires_grad_(False)
         for name, parameter in model.named_parameters():
@@ -135,10 +135,10 @@ def freeze(model: ByteLM, frozen: Frozen) -> None:
                 parameter.requires_grad_(False)
 
 
-def _without_head_0(gradient: Tensor) -> Tensor:
+def _without_head_0(gradient: Tensor, *, rows: int) -> Tensor:
     """Gradient of the matrix of all linear heads, zero in the rows of head 0."""
     changed = gradient.clone()
-    changed[:VOCABULARY_SIZE] = 0
+    changed[:rows] = 0
     return changed
 
 

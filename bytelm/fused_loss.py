@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from bytelm.errors import ConfigError
-from bytelm.vocab import VOCABULARY_SIZE
 
 NO_SECOND_DERIVATIVE: Final = (
     "heads that are back-propagated in the forward pass have no second derivative; set heads.backward = naive"
@@ -85,12 +84,13 @@ def _sum_of_pieces(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, cross-entropies of each head (K), gradients of states and weight in float32, empty where not wanted."""
     count, heads = targets_NK.shape
+    size = len(weight) // heads
     device = states_ND.device.type
     grad_ND, grad_weight = _room(states_ND, wants_states).zero_(), _room(weight, wants_weight).zero_()
     loss, nats_K = scale_NK.new_zeros(()), scale_NK.new_zeros(heads)
     with torch.autocast(device, enabled=False):
         for rows, some in _pieces(count, heads, device):
-            states_RD, of_some = states_ND[rows], slice(some.start * VOCABULARY_SIZE, some.stop * VOCABULARY_SIZE)
+            states_RD, of_some = states_ND[rows], slice(some.start * size, some.stop * size)
             logits = states_RD @ weight[of_some].T
             more_loss, nats_k, grad_logits = _piece(logits, targets_NK[rows, some], scale_NK[rows, some], z_loss)
             loss += more_loss

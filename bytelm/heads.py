@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from bytelm.config import AttentionBackend, AttentionKind, HeadFamily, HeadsConfig, ModelConfig
 from bytelm.kv_cache import KVCache
 from bytelm.layers import ALL_ROWS, Block, CachedPass, Linear, Pass, RMSNorm, Rotary, WindowPass
-from bytelm.vocab import VOCABULARY_SIZE
 
 
 class PredictionHeads(nn.Module, abc.ABC):
@@ -38,6 +37,7 @@ class PredictionHeads(nn.Module, abc.ABC):
 
     Attributes:
         count: K.
+        vocabulary_size: V.
         order: The heads in the order in which they are computed.
         chained: Whether a head's state is made from that of the head before it in ``order``, and not from the trunk's.
         cache_layers: Layers that the heads take in a cache.
@@ -52,6 +52,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         super().__init__()
         self.config = model
         self.count = count
+        self.vocabulary_size = model.vocabulary_size
         self.order = range(count)
         self.attention_backend: AttentionBackend = attention_backend
         self.norm = RMSNorm(model.d_model, model.norm_epsilon)
@@ -188,7 +189,7 @@ class LinearHeads(PredictionHeads):
 
     def _build(self, model: ModelConfig, first_layer: int) -> None:
         del first_layer
-        self.unembedding = Linear(model.d_model, self.count * VOCABULARY_SIZE)
+        self.unembedding = Linear(model.d_model, self.count * self.vocabulary_size)
 
     def uses(self, module: nn.Module) -> int:
         """See ``PredictionHeads``."""
@@ -219,8 +220,9 @@ class LinearHeads(PredictionHeads):
 
     def _product(self, normed_BTD: Tensor, heads: range) -> Tensor:
         assert heads.step == 1
-        weight = self.unembedding.weight[heads.start * VOCABULARY_SIZE : heads.stop * VOCABULARY_SIZE]
-        return F.linear(normed_BTD, weight).unflatten(-1, (len(heads), VOCABULARY_SIZE))
+        size = self.vocabulary_size
+        weight = self.unembedding.weight[heads.start * size : heads.stop * size]
+        return F.linear(normed_BTD, weight).unflatten(-1, (len(heads), size))
 
 
 class MLPHeads(PredictionHeads):
@@ -233,7 +235,7 @@ class MLPHeads(PredictionHeads):
     def _build(self, model: ModelConfig, first_layer: int) -> None:
         del first_layer
         self.layers = nn.ModuleList(Linear(model.d_model, model.d_model) for _ in range(self.count))
-        self.unembedding = Linear(model.d_model, VOCABULARY_SIZE)
+        self.unembedding = Linear(model.d_model, self.vocabulary_size)
 
     def own_layer(self, head: int) -> nn.Module:
         """See ``PredictionHeads``."""
@@ -267,7 +269,7 @@ class TransformerHeads(PredictionHeads):
         self.cache_layers = self.count
         layers = self.count if self.layers_of_its_own else 1
         self.blocks = nn.ModuleList(Block(model, kind, first_layer + layer) for layer in range(layers))
-        self.unembedding = Linear(model.d_model, VOCABULARY_SIZE)
+        self.unembedding = Linear(model.d_model, self.vocabulary_size)
 
     def own_layer(self, head: int) -> nn.Module | None:
         """See ``PredictionHeads``."""

@@ -367,4 +367,4 @@ class Block(nn.Module):
 
 
 def _window_bytes(config: ModelConfig, kind: AttentionKind) -> int | None:
-    return config.local_window_bytes if kind == "local" else None
+    return config.local_window_ids if kind == "local" else None

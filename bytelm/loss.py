@@ -26,7 +26,6 @@ from bytelm.heads import LinearHeads, PredictionHeads
 from bytelm.layers import Pass
 from bytelm.model import ByteLM
 from bytelm.packing import PackedBatch
-from bytelm.vocab import VOCABULARY_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ def _fused(heads: LinearHeads, hidden_BTD: Tensor, rule: _Rule) -> tuple[Tensor,
     states_ND = heads.norm(hidden_BTD).flatten(0, 1)
     targets_NK = rule.batch.targets_BTK[..., :count].flatten(0, 1)
     scale_NK = (rule.batch.valid_BTK[..., :count] * rule.scale_K[:count]).flatten(0, 1)
-    weight = heads.unembedding.weight[: count * VOCABULARY_SIZE]
+    weight = heads.unembedding.weight[: count * heads.vocabulary_size]
     return linear_heads_loss(states_ND, weight, targets_NK, scale_NK, rule.z_loss)
 
 

@@ -14,7 +14,7 @@ from bytelm.config import AttentionBackend, HeadsConfig, ModelConfig, trunk_laye
 from bytelm.heads import SharedHeads, build_heads
 from bytelm.kv_cache import BUCKET, KVCache, slots_for
 from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
-from bytelm.vocab import VOCABULARY_SIZE
+from bytelm.vocab import BYTE_VOCABULARY, BYTES, Vocab
 
 
 class ByteLM(nn.Module):
@@ -26,20 +26,35 @@ class ByteLM(nn.Module):
         model: Shape of the trunk.
         heads: Family and number of the prediction heads.
         attention_backend: What computes attention in training, as ``choose_backend`` found out.
+        vocabulary: What ids stand for. It may be left out for one that has to be made from data, as long as the model
+            is given ids and asked for ids.
     """
 
     def __init__(
-        self, model: ModelConfig, heads: HeadsConfig, *, attention_backend: AttentionBackend = "torch"
+        self,
+        model: ModelConfig,
+        heads: HeadsConfig,
+        *,
+        attention_backend: AttentionBackend = "torch",
+        vocabulary: Vocab | None = None,
     ) -> None:
         super().__init__()
+        self._vocabulary = BYTES if model.vocabulary == BYTE_VOCABULARY else vocabulary
+        assert self._vocabulary is None or self._vocabulary.name == model.vocabulary
         self.config = model
         self.heads_config = heads
         self.attention_backend: AttentionBackend = attention_backend
         layers = trunk_layers(model, heads)
-        self.embedding = nn.Parameter(torch.empty(VOCABULARY_SIZE, model.d_model))
+        self.embedding = nn.Parameter(torch.empty(model.vocabulary_size, model.d_model))
         self.layers = nn.ModuleList(Block(model, model.attention_kind(layer), layer) for layer in range(layers))
         self.heads = build_heads(model, heads, layers, attention_backend)
         self.initialize()
+
+    @property
+    def vocabulary(self) -> Vocab:
+        """What ids stand for."""
+        assert self._vocabulary is not None, "the vocabulary of this model was left out"
+        return self._vocabulary
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -170,6 +185,8 @@ class ByteLM(nn.Module):
     def flops_per_byte(self, context_bytes: int, *, training: bool) -> float:
         """Floating point operations for one byte of a window, all heads included.
 
+        Of a vocabulary whose ids stand for several bytes, the operations for an id over ``bytes_per_id``.
+
         Matrices cost two operations a weight (as often as the heads use it), attention four for each
         channel and byte seen; what a byte cannot see is not counted, though a kernel may compute it. The backward
         pass costs twice the forward pass, and nothing in a trunk that is frozen. Norms, activations and softmax are
@@ -183,6 +200,7 @@ class ByteLM(nn.Module):
             Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
         """
         of_heads = set(self.heads.modules())
+        context = self.config.ids_for(context_bytes)
         operations = 0.0
         of_trunk = 3.0 if training and self.embedding.requires_grad else 1.0
         of_the_rest = 3.0 if training else 1.0
@@ -191,9 +209,9 @@ class ByteLM(nn.Module):
             if isinstance(module, Linear):
                 operations += uses * 2.0 * module.weight.numel()
             elif isinstance(module, Attention):
-                window = context_bytes if module.kind == "global" else self.config.local_window_bytes
-                operations += uses * 4.0 * self.config.d_model * _mean_visible(context_bytes, window)
-        return operations
+                window = context if module.kind == "global" else self.config.local_window_ids
+                operations += uses * 4.0 * self.config.d_model * _mean_visible(context, window)
+        return operations / self.config.bytes_per_id
 
     def _through(self, inputs_BT: Tensor, shared: Pass) -> Tensor:
         hidden_BTD = F.embedding(inputs_BT, self.embedding)

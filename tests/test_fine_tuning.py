@@ -200,12 +200,9 @@ def test_what_does_not_fit_is_one_line_with_both_values(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_source_of_another_vocabulary_is_refused(
-    corpus: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bytelm.fine_tuning.VOCABULARY_SIZE", 512)
-    with pytest.raises(ConfigError, match="has 320 as ids of the vocabulary, and 512 was asked for"):
-        trained(settings(f"train.init_from={source}"), corpus, tmp_path / "run")
+def test_a_source_of_another_vocabulary_is_refused(corpus: Path, tmp_path: Path, source: Path) -> None:
+    with pytest.raises(ConfigError, match="has bytes as model.vocabulary, and bpe:512 was asked for"):
+        trained(settings(f"train.init_from={source}", "model.vocabulary=bpe:512"), corpus, tmp_path / "run")
 
 
 def test_nothing_is_frozen_without_a_source() -> None:

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest row first. A module imports only from rows before its own.
 ROWS: list[set[str]] = [
-    {"bytelm.errors", "bytelm.vocab", "bytelm.data.frame_packer"},
-    {"bytelm.utf8"},
+    {"bytelm.errors", "bytelm.data.frame_packer"},
+    {"bytelm.utf8", "bytelm.vocab"},
     {
         "bytelm.files",
         "bytelm.masks",
