@@ -17,6 +17,7 @@ from bytelm.cli.quantities import parse_duration, parse_size
 if TYPE_CHECKING:
     from bytelm.config import RunConfig
     from bytelm.ranks import Ranks
+    from bytelm.tensorboard import TensorBoard
     from bytelm.train import Finished, Started
 
 _DEFAULT_PRESET: Final = "tiny"
@@ -73,6 +74,9 @@ def train(
         bool,
         typer.Option("--heads-only", help="With --init-from: train the drafting heads alone; what it says stays."),
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write events for TensorBoard, too, into RUN/tensorboard.")
+    ] = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Tell what the run will take, from a few real steps; write nothing.")
     ] = False,
@@ -109,11 +113,19 @@ def train(
                 raise ConfigError("--dry-run measures one process; start it without torchrun")
         if dry:
             return dry_run(config, corpus, out, resume=resume.value, as_json=as_json)
-        return _train(config, corpus, out, resume, ranks, as_json=as_json)
+        with _board(ranks) if tensorboard else contextlib.nullcontext() as board:
+            return _train(config, corpus, out, resume, ranks, board, as_json=as_json)
 
 
 def _train(
-    config: "RunConfig", corpus: list[str], out: Path, resume: ResumeChoice, ranks: "Ranks", *, as_json: bool
+    config: "RunConfig",
+    corpus: list[str],
+    out: Path,
+    resume: ResumeChoice,
+    ranks: "Ranks",
+    board: "TensorBoard | None",
+    *,
+    as_json: bool,
 ) -> int:
     from bytelm.cli.dashboard import TrainingView
     from bytelm.train import Finished, Started
@@ -126,6 +138,8 @@ def _train(
         for event in train_model(config, corpus, out, resume=resume.value, should_stop=should_stop, ranks=ranks):
             if view is not None:
                 view.show(event)
+            if board is not None:
+                board.show(event)
             if isinstance(event, Started):
                 started = event
             elif isinstance(event, Finished):
@@ -145,6 +159,14 @@ def _train(
     if finished.step == started.step:
         console.say(f"the budget was spent before; for more: {console.shown(go_on)} --steps {2 * finished.step}")
     return console.EXIT_OK
+
+
+def _board(ranks: "Ranks") -> "contextlib.AbstractContextManager[TensorBoard | None]":
+    """What writes for TensorBoard, on the first rank alone."""
+    from bytelm.tensorboard import TensorBoard
+
+    with ranks.agreed():
+        return TensorBoard() if ranks.is_first else contextlib.nullcontext()
 
 
 def _budget(steps: int | None, size: str | None, time_budget: str | None) -> list[str]:

@@ -89,7 +89,7 @@ ROWS: list[set[str]] = [
     {"bytelm.job"},
     {"bytelm.events", "bytelm.step"},
     {"bytelm.train", "bytelm.doctor"},
-    {"bytelm.api", "bytelm.estimate", "bytelm.figures", "bytelm.history"},
+    {"bytelm.api", "bytelm.estimate", "bytelm.figures", "bytelm.history", "bytelm.tensorboard"},
     {"bytelm.run_curves"},
     {"bytelm.report"},
     {"bytelm.quickstart"},

@@ -1,5 +1,6 @@
 """``bytelm train`` as a person and as a program meets it."""
 
+import importlib.util
 import io
 import json
 import os
@@ -176,6 +177,22 @@ def test_the_same_command_goes_on_with_a_run_that_began_with_another(corpus: Pat
     assert app.run([*words, "--steps=2"]) == 0
     assert app.run([*words, "--steps=4"]) == 0
     assert checkpoints(run)[-1].name == "step-00000004"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_events_for_tensorboard_are_written_where_that_is_asked_for(corpus: Path, tmp_path: Path) -> None:
+    assert app.run(command(corpus, tmp_path / "run", "--steps", "4", "--tensorboard")) == 0
+    assert app.run(["train", "--out", str(tmp_path / "run"), "--resume=auto", "--steps=6", "--tensorboard"]) == 0
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 2
+
+
+def test_a_missing_tensorboard_is_told_before_anything_is_made(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    assert "bytelm[tensorboard]" in failed(command(corpus, tmp_path / "run", "--steps=2", "--tensorboard"), capsys)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
