@@ -62,7 +62,7 @@ class TensorBoard:
 
     def _open(self, step: int) -> None:
         # What an earlier start wrote behind this step is not shown any more.
-        self._writer = self._make(str(self._folder), purge_step=step + 1 if step else None)
+        self._writer = self._make(str(self._folder), purge_step=step + 1)
 
 
 def scalars(event: Progress | Validation) -> Iterator[tuple[str, float]]:

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_one_line_with_both_values(
 
 
 def test_a_source_of_another_vocabulary_is_refused(corpus: Path, tmp_path: Path, source: Path) -> None:
-    with pytest.raises(ConfigError, match="has bytes as model.vocabulary, and bpe:512 was asked for"):
+    with pytest.raises(ConfigError, match=r"has bytes as model\.vocabulary, and bpe:512 was asked for"):
         trained(settings(f"train.init_from={source}", "model.vocabulary=bpe:512"), corpus, tmp_path / "run")
 
 
