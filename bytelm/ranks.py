@@ -35,11 +35,13 @@ class Ranks:
         rank: Number of this process, 0 … count - 1.
         count: How many there are.
         local_rank: Its number on this machine.
+        on_this_machine: How many there are here.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    on_this_machine: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -170,7 +172,12 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     both = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo")
     try:
-        yield Ranks(rank=dist.get_rank(), count=count, local_rank=int(environment["LOCAL_RANK"]))
+        yield Ranks(
+            rank=dist.get_rank(),
+            count=count,
+            local_rank=int(environment["LOCAL_RANK"]),
+            on_this_machine=int(environment.get("LOCAL_WORLD_SIZE", count)),
+        )
     except BytelmError as error:
         if error.told:  # torchrun ends all processes when one has ended: let the one that tells be the first
             with contextlib.suppress(RuntimeError):

@@ -148,7 +148,8 @@ def _train(
     assert finished is not None
     if not ranks.is_first:
         return console.EXIT_OK
-    go_on = f"bytelm train --out {shlex.quote(str(out))} --resume auto"
+    program = "bytelm" if ranks.count == 1 else f"torchrun --nproc-per-node {ranks.on_this_machine} -m bytelm.cli"
+    go_on = f"{program} train --out {shlex.quote(str(out))} --resume auto"
     if as_json:
         console.print_json(_summary(started, finished))
     else:
