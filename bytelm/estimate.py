@@ -21,7 +21,7 @@ from bytelm.corpora import Given, open_corpora
 from bytelm.device import choose_device
 from bytelm.evaluate import BATCH_IDS, bits_per_byte
 from bytelm.fine_tuning import freeze
-from bytelm.job import Job, PrecisionUsed, Resume, choose_precision, open_job, random_states
+from bytelm.job import Job, PrecisionUsed, choose_precision, open_job, random_states
 from bytelm.memory import (
     StepMemory,
     advice,
@@ -33,6 +33,7 @@ from bytelm.memory import (
 )
 from bytelm.mfu import mfu, peak_flops
 from bytelm.model import ByteLM
+from bytelm.run_folder import Resume
 from bytelm.schedule import budget_spent, learning_rate
 from bytelm.step import learn, load
 

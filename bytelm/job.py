@@ -7,51 +7,45 @@ the folder for as long as the job is open.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from bytelm.attention import BackendChoice, choose_backend
 from bytelm.averaging import WeightAverage
-from bytelm.checkpoint import Found, Snapshot, checkpoints, config_text, find_newest_sound, load_snapshot, set_aside
-from bytelm.config import PATH_OF_CONFIG, ModelConfig, RunConfig, TrainConfig
+from bytelm.checkpoint import Snapshot, checkpoints
+from bytelm.config import PATH_OF_CONFIG, RunConfig, TrainConfig
 from bytelm.corpora import Corpora, Given, open_corpora
 from bytelm.data.batches import BatchLoader
 from bytelm.device import choose_device
 from bytelm.distributed import SharedModel, choose_parallel, own_device
-from bytelm.errors import CheckpointError, StorageError
-from bytelm.files import locked, refusals_named, write_file
 from bytelm.fine_tuning import begin_with, check_source, freeze, read_source
 from bytelm.model import ByteLM
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from bytelm.ranks import ALONE, Ranks, Share
+from bytelm.run_folder import (
+    Resume,
+    begin_folder,
+    begun_with_checkpoint,
+    check_folder,
+    check_same_run,
+    checkpoint_to_resume,
+    find_together,
+    made_again,
+    prepare_folder,
+    sole_training,
+)
 from bytelm.run_log import RunLog
 from bytelm.saver import Saver
 from bytelm.schedule import budget_spent
 from bytelm.split_tensors import part_of, whole
 from bytelm.state import Clock, Meter, Safety, State
 
-PATH_OF_LOCK: Final = ".train.lock"
-RECORDS_AFTER_SAVING: Final = ("rollback",)
-"""Kinds of records that are logged behind the checkpoint of their own step."""
-
-Resume = Literal["never", "auto", "require"]
 PrecisionUsed = Literal["float32", "bfloat16"]
-
-_KEPT_SETTINGS: Final = (
-    *(("model", key) for key in ModelConfig.model_fields),
-    *(("heads", key) for key in ("family", "count", "keep_parameters_equal")),
-    ("data", "window_bytes"),
-    ("data", "packing"),
-    ("train", "seed"),
-    ("train", "optimizer"),
-    ("train", "frozen"),
-)
-"""What a run cannot change: the shape of its weights, the order of its windows, and what is kept of the gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,21 +205,21 @@ def open_job(
         parallel = choose_parallel(config, ranks)
         begun = (run / PATH_OF_CONFIG).exists() or bool(checkpoints(run))
         if begun and writes:
-            stack.enter_context(_sole_training(run))
-    found = find_together(ranks, lambda: _checkpoint_to_resume(run, resume))
+            stack.enter_context(sole_training(run))
+    found = find_together(ranks, lambda: checkpoint_to_resume(run, resume))
     with ranks.agreed():
         corpora = open_corpora(corpus, config)
         source = None
         if found is not None:
-            _check_same_run(found, config, corpora)
-            config = _begun_with(config, found.snapshot.config.train.init_from)
+            check_same_run(found, config, corpora)
+            config = begun_with_checkpoint(config, found.snapshot.config.train.init_from)
         elif settings.init_from is not None:
             source = read_source(Path(settings.init_from))
             check_source(source, config)
-            config = _begun_with(config, str(source.checkpoint))
+            config = begun_with_checkpoint(config, str(source.checkpoint))
         settings = config.train
         if ranks.is_first:
-            _check_folder(run, found)
+            check_folder(run, found)
         device = own_device(choose_device(settings.device), ranks)
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -249,9 +243,9 @@ def open_job(
         damaged: tuple[str, ...] = ()
         if writes:
             if not begun:
-                stack.enter_context(_begin_folder(run))
-            damaged = _prepare_folder(run, config, corpora, found)
-            log = RunLog.start(run) if found is None else RunLog.go_on(run, step, again=_made_again(found))
+                stack.enter_context(begin_folder(run))
+            damaged = prepare_folder(run, config, corpora, found)
+            log = RunLog.start(run) if found is None else RunLog.go_on(run, step, again=made_again(found))
         else:
             log = RunLog(Path(os.devnull))
     shared = SharedModel(model, ranks, parallel, device)
@@ -292,23 +286,6 @@ def open_job(
     return job
 
 
-def find_together(ranks: Ranks, find: Callable[[], Found | None]) -> Found | None:
-    """What rank 0 finds, read by all; only rank 0 knows what was passed over.
-
-    Raises:
-        CheckpointError: From ``find``, or another rank cannot read it.
-    """
-    found = None
-    with ranks.agreed():
-        if ranks.is_first:
-            found = find()
-    checkpoint = ranks.first(None if found is None else found.checkpoint)
-    with ranks.agreed():
-        if not ranks.is_first and checkpoint is not None:
-            found = Found(checkpoint=checkpoint, snapshot=load_snapshot(checkpoint), damaged=())
-    return found
-
-
 def choose_precision(train: TrainConfig, device: torch.device) -> PrecisionUsed:
     """What ``train.precision = "auto"`` means: bfloat16 products where the device multiplies bfloat16 itself.
 
@@ -326,108 +303,6 @@ def choose_precision(train: TrainConfig, device: torch.device) -> PrecisionUsed:
         able: Mapping[str, Any] = torch.cpu.get_capabilities()
         return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
     return "float32"
-
-
-def _checkpoint_to_resume(run: Path, resume: Resume) -> Found | None:
-    saved = checkpoints(run)
-    if saved and resume == "never":
-        raise CheckpointError(
-            f"{run} already holds a run, saved up to {saved[-1].name}; "
-            "go on with it: --resume auto, or choose another --out"
-        )
-    if not saved and resume == "require":
-        raise CheckpointError(f"{run} has no checkpoint to go on from; start it with --resume auto")
-    return find_newest_sound(run)
-
-
-def _check_same_run(found: Found, config: RunConfig, corpora: Corpora) -> None:
-    saved = found.snapshot
-    if corpora.fingerprint != saved.fingerprint:
-        raise CheckpointError(
-            f"{found.checkpoint} was trained on another corpus (fingerprint {_shown(saved.fingerprint)}, and "
-            f"{_listed(corpora.place)} has {_shown(corpora.fingerprint)}); give --corpus "
-            f"{' --corpus '.join(_several(saved.corpus))}, or start another run with another --out"
-        )
-    for section, key in _KEPT_SETTINGS:
-        before, now = (getattr(getattr(settings, section), key) for settings in (saved.config, config))
-        if before != now:
-            raise CheckpointError(
-                f"{found.checkpoint} has {section}.{key} = {before}, and {now} was asked for; a run keeps this "
-                "setting: leave it out, or start another run with another --out"
-            )
-    begun_with, asked = saved.config.train.init_from, config.train.init_from
-    if asked is not None and asked != begun_with and not _names(asked, begun_with):
-        raise CheckpointError(
-            f"{found.checkpoint} is of a run that began with {begun_with or 'fresh weights'}, and {asked} was asked "
-            "for; leave --init-from out, or start another run with another --out"
-        )
-
-
-def _begun_with(config: RunConfig, checkpoint: str | None) -> RunConfig:
-    """The same settings with the checkpoint that the run began with, as it was found then."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"init_from": checkpoint})})
-
-
-def _names(asked: str, checkpoint: str | None) -> bool:
-    """Whether a run, or a checkpoint of it, is that of a checkpoint; neither needs to be there any more."""
-    if checkpoint is None:
-        return False
-    run, path = Path(checkpoint).parent.parent, Path(asked).resolve()
-    return run in (path, path.parent.parent)
-
-
-def _several(one_or_more: str | list[str]) -> list[str]:
-    return [one_or_more] if isinstance(one_or_more, str) else one_or_more
-
-
-def _listed(places: str | list[str]) -> str:
-    return ", ".join(_several(places))
-
-
-def _shown(fingerprints: str | list[str]) -> str:
-    return ", ".join(f"{fingerprint[:12]}…" for fingerprint in _several(fingerprints))
-
-
-def _check_folder(run: Path, found: Found | None) -> None:
-    if run.exists() and not run.is_dir():
-        raise StorageError(f"{run} is a file; choose another --out")
-    if found is None and run.is_dir() and not (run / PATH_OF_CONFIG).exists():
-        foreign = [path for path in run.iterdir() if path.name != PATH_OF_LOCK]
-        if foreign:
-            raise StorageError(f"{run} is not empty and is no run of bytelm; choose another --out")
-
-
-def _sole_training(run: Path) -> contextlib.AbstractContextManager[None]:
-    return locked(
-        run / PATH_OF_LOCK,
-        lambda holder: CheckpointError(
-            f"{run} is being trained by {holder}; wait until it has finished, or choose another --out"
-        ),
-    )
-
-
-@contextlib.contextmanager
-def _begin_folder(run: Path) -> Iterator[None]:
-    """Make the folder of a run and hold its lock."""
-    with refusals_named(run):
-        run.mkdir(parents=True, exist_ok=True)
-    with _sole_training(run):
-        if (run / PATH_OF_CONFIG).exists():
-            raise CheckpointError(f"another training has just begun in {run}; choose another --out")
-        yield
-
-
-def _prepare_folder(run: Path, config: RunConfig, corpora: Corpora, found: Found | None) -> tuple[str, ...]:
-    text = config_text(config, corpus=corpora.place, fingerprint=corpora.fingerprint)
-    write_file(run / PATH_OF_CONFIG, text.encode())
-    damaged = () if found is None else found.damaged
-    return tuple(f"{reason} (renamed to {set_aside(checkpoint).name})" for checkpoint, reason in damaged)
-
-
-def _made_again(found: Found) -> tuple[str, ...]:
-    """Kinds of records of a checkpoint's own step that do not count from there on."""
-    due = found.snapshot.progress.get("safety", {}).get("validation_due", False)
-    return (*RECORDS_AFTER_SAVING, "validation") if due else RECORDS_AFTER_SAVING
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:

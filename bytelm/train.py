@@ -39,12 +39,13 @@ from bytelm.events import (
     Started,
     Validation,
 )
-from bytelm.job import RECORDS_AFTER_SAVING, Job, Resume, find_together, open_job
+from bytelm.job import Job, open_job
 from bytelm.loss import head_weights
 from bytelm.memory import memory_bytes, peak_memory_bytes
 from bytelm.mfu import MEASURED_S, mfu, peak_flops
 from bytelm.model import ByteLM
 from bytelm.ranks import ALONE, Ranks, lost_ranks_named
+from bytelm.run_folder import RECORDS_AFTER_SAVING, Resume, find_together
 from bytelm.schedule import budget_spent, learning_rate
 from bytelm.state import Meter
 from bytelm.step import Learnt, learn, load

@@ -293,7 +293,9 @@ def test_only_the_end_of_another_process_is_taken_for_it() -> None:
 # The command
 
 
-def started(corpus: Path, run: Path, *more: str, budget: tuple[str, str] = ("--steps", "100000")) -> subprocess.Popen[str]:
+def started(
+    corpus: Path, run: Path, *more: str, budget: tuple[str, str] = ("--steps", "100000")
+) -> subprocess.Popen[str]:
     words = [*TORCHRUN, "-m", "bytelm.cli", "train", "--corpus", str(corpus), "--out", str(run)]
     words += [f"--set={change}" for change in TINY if "steps=9" not in change]
     return subprocess.Popen(

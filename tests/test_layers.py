@@ -86,6 +86,7 @@ ROWS: list[set[str]] = [
     {"bytelm.decode", "bytelm.distributed", "bytelm.memory", "bytelm.saver"},
     {"bytelm.evaluate"},
     {"bytelm.corpora"},
+    {"bytelm.run_folder"},
     {"bytelm.job"},
     {"bytelm.events", "bytelm.step"},
     {"bytelm.train", "bytelm.doctor"},
