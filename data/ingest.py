@@ -2,7 +2,7 @@
 
 The sources are listed in order as units. The survey reads every document once and notes what it is; the plan decides
 from that alone what stays, what is held out, and which documents make which shards; then the documents that stay are
-read again, checked against the survey, and written. Survey and writing are pure functions of their parts, so worker
+read again (or taken from where they were kept), checked against the survey, and written. Survey and writing are pure functions of their parts, so worker
 processes or a cluster do them, and the corpus is the same however many there are.
 
 Nothing that is not finished can be taken for a corpus: the index is written after everything else, by rename. Until
@@ -142,7 +142,9 @@ def ingest(
         journal = Journal(folder)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bytelm-")))
         with _kept_for_resuming(journal, start):
-            if not resume:
+            if resume:
+                journal.remove_content()
+            else:
                 begin(folder, start)
             steps = Steps(
                 settings=start.settings,
@@ -155,12 +157,12 @@ def ingest(
                 stdin=_spooled(journal, start.settings, stdin, scratch, resume=resume),
             )
             progress = Progress(begun_s, time.monotonic, on_progress)
-            survey = survey_all(steps, progress)
-            plan = plan_all(steps, survey)
+            survey, kept = survey_all(steps, progress)
+            plan = plan_all(steps, survey, kept)
             if not plan.partitions:
                 journal.remove()
                 raise _nothing(left_out(survey), start)
-            packed = write_all(steps, survey, plan, progress)
+            packed = write_all(steps, survey, plan, kept, progress)
             index, new = _index(start, survey, plan, packed, folder)
             folder.write(INDEX, index.to_text())
         remove_ours(folder, keep=files_of(index))
@@ -204,6 +206,7 @@ def _kept_for_resuming(journal: Journal, start: Start) -> Iterator[None]:
         yield
     except BaseException as failure:
         with contextlib.suppress(BytelmError, OSError):  # what failed before is what is told
+            journal.remove_content()
             remove_ours(journal.folder, only_parts=True)
             if not journal.has_progress():
                 journal.remove()

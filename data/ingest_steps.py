@@ -18,6 +18,7 @@ from bytelm.data.engine import Engine
 from bytelm.data.ingest_report import IngestProgress
 from bytelm.data.ingest_settings import IngestSettings
 from bytelm.data.journal import Journal, NotedSurveyJob, survey_and_note
+from bytelm.data.kept_content import ContentPlace, is_dear
 from bytelm.data.pack import Packed, PackJob, PackSettings, pack
 from bytelm.data.plan import Partition, choose_rule, jobs_of, leave_out_duplicates, partitions_of, threads_of
 from bytelm.data.shards import Corpus
@@ -125,14 +126,17 @@ class Progress:
         )
 
 
-def survey_all(steps: Steps, tell: Callable[[Tally], None]) -> Survey:
+def survey_all(steps: Steps, tell: Callable[[Tally], None]) -> tuple[Survey, dict[int, ContentPlace]]:
     """Survey all sources; what was listed and gave no unit is in ``skipped``.
+
+    Returns:
+        The survey, and the units whose content is kept, each with the place of its first document.
 
     Raises:
         SourceError: A source cannot be read or is damaged, and ``on_error`` is ``stop``.
     """
     if (complete := _complete_survey(steps)) is not None:
-        return complete
+        return complete, {}
     parts: dict[int, Survey] = {}
     skipped: Counter[str] = Counter()
     asked: list[int] = []
@@ -157,10 +161,11 @@ def survey_all(steps: Steps, tell: Callable[[Tally], None]) -> Survey:
         for number, part in surveyed:
             parts[asked[number]] = part
     steps.journal.complete_survey(len(parts), skipped)
-    return _with_skipped(Survey.joined(parts[number] for number in range(len(parts))), skipped)
+    found = _with_skipped(Survey.joined(parts[number] for number in range(len(parts))), skipped)
+    return found, _kept(steps, parts, asked)
 
 
-def plan_all(steps: Steps, survey: Survey) -> Plan:
+def plan_all(steps: Steps, survey: Survey, kept: Mapping[int, ContentPlace]) -> Plan:
     """Decide what is written. Duplicates are marked in the survey.
 
     Raises:
@@ -178,12 +183,14 @@ def plan_all(steps: Steps, survey: Survey) -> Plan:
     rule = choose_rule(survey, settings.validation_fraction)
     decision = steps.journal.decision() if steps.resumes else None
     if decision is None:
-        decision = decide(_head(survey, steps), rule)
+        decision = decide(_head(survey, steps, kept), rule)
         steps.journal.write_decision(decision)
     return Plan(rule, decision, tuple(partitions), raw_bytes)
 
 
-def write_all(steps: Steps, survey: Survey, plan: Plan, progress: Progress) -> list[Packed]:
+def write_all(
+    steps: Steps, survey: Survey, plan: Plan, kept: Mapping[int, ContentPlace], progress: Progress
+) -> list[Packed]:
     """Write all partitions that are not written yet.
 
     Returns:
@@ -208,13 +215,30 @@ def write_all(steps: Steps, survey: Survey, plan: Plan, progress: Progress) -> l
         first_source=0 if steps.base is None else len(steps.base.sources),
         on_error=steps.settings.on_error,
     )
-    runs = list(jobs_of(survey, todo, steps.engine.workers))
+    runs = list(jobs_of(survey, todo, steps.engine.workers, kept))
     threads = threads_of(survey, runs, steps.engine.workers)
-    jobs = (_pack_job(settings, survey, run, count) for run, count in zip(runs, threads, strict=True))
+    jobs = (_pack_job(settings, survey, kept, run, count) for run, count in zip(runs, threads, strict=True))
     with closing(steps.engine.run(pack, jobs, progress)) as written:
         for _, parts in written:
             packed.update((part.number, part) for part in parts)
     return [packed[partition.number] for partition in plan.partitions]
+
+
+def _kept(steps: Steps, parts: Mapping[int, Survey], asked: Iterable[int]) -> dict[int, ContentPlace]:
+    """Units of the parts that were asked for whose content is kept, each with the place of its first document."""
+    first_units = np.cumsum([0, *(len(parts[number].units) for number in range(len(parts)))]).tolist()
+    kept: dict[int, ContentPlace] = {}
+    for number in asked:
+        file = steps.journal.content(number)
+        if file is None or not file.exists():
+            continue
+        part, offset = parts[number], 0
+        raw_bytes_U = np.bincount(part.rows_D["unit"], part.rows_D["raw_bytes"], len(part.units)).astype(np.int64)
+        for number_there, (unit, raw_bytes) in enumerate(zip(part.units, raw_bytes_U.tolist(), strict=True)):
+            if is_dear(unit):
+                kept[first_units[number] + number_there] = ContentPlace(str(file.absolute()), offset)
+                offset += raw_bytes
+    return kept
 
 
 def _complete_survey(steps: Steps) -> Survey | None:
@@ -259,9 +283,9 @@ def identity_of(folder: Folder) -> set[FileIdentity]:
     return {(status.st_dev, status.st_ino)}
 
 
-def _head(survey: Survey, steps: Steps) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Number and blocks of each kept document, from the first one on."""
-    for row, found in reread(survey.units, survey.rows_D, steps.settings.read):
+def _head(survey: Survey, steps: Steps, kept: Mapping[int, ContentPlace]) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """Number and blocks of each document that stays, from the first one on."""
+    for row, found in reread(survey.units, survey.rows_D, steps.settings.read, kept=kept):
         yield row, _blocks(found, steps.settings.on_error)
 
 
@@ -296,12 +320,30 @@ def _tally(packed: Iterable[Packed]) -> Tally:
     )
 
 
-def _pack_job(settings: PackSettings, survey: Survey, partitions: tuple[Partition, ...], threads: int) -> PackJob:
+def _pack_job(
+    settings: PackSettings,
+    survey: Survey,
+    kept: Mapping[int, ContentPlace],
+    partitions: tuple[Partition, ...],
+    threads: int,
+) -> PackJob:
     """A job with just those rows and units that it needs."""
     begin, end = partitions[0].begin, partitions[-1].end
     rows = survey.rows_D[begin:end].copy()
     first_unit, last_unit = int(rows["unit"][0]), int(rows["unit"][-1])
-    before = begin - int(np.searchsorted(survey.rows_D["unit"], first_unit))
+    first_row = int(np.searchsorted(survey.rows_D["unit"], first_unit))
+    kept_here = {unit - first_unit: kept[unit] for unit in range(first_unit, last_unit + 1) if unit in kept}
+    if first_unit in kept:
+        file, offset = kept[first_unit]
+        kept_here[0] = ContentPlace(file, offset + int(survey.rows_D["raw_bytes"][first_row:begin].sum()))
     rows["unit"] -= first_unit
     units = survey.units.between(first_unit, last_unit + 1)
-    return PackJob(settings=settings, partitions=partitions, units=units, rows_D=rows, before=before, threads=threads)
+    return PackJob(
+        settings=settings,
+        partitions=partitions,
+        units=units,
+        rows_D=rows,
+        before=begin - first_row,
+        threads=threads,
+        kept=kept_here,
+    )

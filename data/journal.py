@@ -6,6 +6,7 @@
     .ingest/decision.json          which pieces of the head are held out
     .ingest/partition-000000 …     finished partitions: the entries of their shards
     .ingest/stdin                  what was read from standard input
+    .ingest/content-000000 …       content that is dear to read again, by parts of the survey; not for resuming
 
 Every file carries a checksum; one that is damaged counts as not there, and its work is done again. The folder goes
 when the index is in its place. Nothing in it is unpickled.
@@ -36,6 +37,7 @@ _VERSION: Final = 1
 _JOB: Final = f"{JOURNAL}/job.json"
 _SURVEYED: Final = f"{JOURNAL}/surveyed.json"
 _DECISION: Final = f"{JOURNAL}/decision.json"
+_CONTENT: Final = f"{JOURNAL}/content"
 _STDIN: Final = "stdin"
 
 
@@ -132,6 +134,20 @@ class Journal:
         """What was noted of a finished partition; None if it is not there."""
         return self._read_signed(_partition_name(number))
 
+    def content(self, part: int) -> Path | None:
+        """Where content of a part of the survey is kept that is dear to read again; None if there is no disk for it."""
+        return None if self.folder.local is None else self.folder.local / f"{_CONTENT}-{part:06d}"
+
+    def remove_content(self) -> None:
+        """Remove all such content: nobody knows what it is the content of, once an ingestion was given up.
+
+        Raises:
+            StorageError: The disk or the server refuses.
+        """
+        for name in self.folder.names(JOURNAL) if self.folder.local is not None else ():
+            if f"{JOURNAL}/{name}".startswith(_CONTENT):
+                self.folder.remove(f"{JOURNAL}/{name}")
+
     def stdin(self, scratch: Path) -> Path:
         """Where what is read from standard input is kept: here, or in ``scratch`` if this folder is elsewhere."""
         return (scratch if self.folder.local is None else self.folder.local / JOURNAL) / _STDIN
@@ -186,7 +202,7 @@ class NotedSurveyJob:
 
 def survey_and_note(noted: NotedSurveyJob, tell: Tell) -> Survey:
     """Survey some units and note it; see ``survey``."""
-    found = survey(noted.job, tell)
+    found = survey(noted.job, tell, noted.journal.content(noted.part))
     noted.journal.write_survey(noted.part, found)
     return found
 

@@ -7,7 +7,7 @@ that is no longer what the survey saw is an error, or is left out as if it had n
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from bytelm.data.documents import BLOCK_BYTES, Document
 from bytelm.data.frame_packer import FramePacker
 from bytelm.data.index import DIGEST_BYTES, Count, ShardEntry
 from bytelm.data.journal import Journal
+from bytelm.data.kept_content import ContentPlace
 from bytelm.data.kinds import KINDS
 from bytelm.data.plan import Partition
 from bytelm.data.shard_file import ShardWriter
@@ -77,6 +78,7 @@ class PackJob:
         rows_D: Rows of the survey from the first partition's first on, units counted from the first of ``units``.
         before: Documents of the first unit that come before the first row.
         threads: How many pack; what is written does not depend on it.
+        kept: Units whose content is kept, each with the place of its first document in ``rows_D``.
     """
 
     settings: PackSettings
@@ -85,6 +87,7 @@ class PackJob:
     rows_D: NDArray[np.void]
     before: int
     threads: int
+    kept: Mapping[int, ContentPlace]
 
     @property
     def weight_bytes(self) -> int:
@@ -175,7 +178,8 @@ class _Partitions:
         return packed
 
     def _documents_from(self, row: int) -> "Iterator[tuple[int, Document | SourceError]]":
-        return reread(self._job.units, self._job.rows_D, self._settings.options, first_row=row, before=self._job.before)
+        job = self._job
+        return reread(job.units, job.rows_D, self._settings.options, first_row=row, before=job.before, kept=job.kept)
 
     def _write(
         self, partition: Partition, documents: "Iterator[tuple[int, Document | SourceError]]", changed: set[int]

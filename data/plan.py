@@ -6,7 +6,7 @@ workers: a 64th of the corpus, between 16 MiB and the size of a shard.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,18 +107,26 @@ def partitions_of(survey: Survey, *, shard_bytes: int, first_shard: int) -> list
     return partitions
 
 
-def jobs_of(survey: Survey, partitions: Sequence[Partition], workers: int) -> Iterator[tuple[Partition, ...]]:
+def jobs_of(
+    survey: Survey, partitions: Sequence[Partition], workers: int, kept: Collection[int] = ()
+) -> Iterator[tuple[Partition, ...]]:
     """Deal partitions out to jobs; what is written does not depend on it.
 
     A job that begins within an archive or a table has to read it from its beginning on, and while one reads, several
     threads can pack. So the partitions that a unit stretches over go to one job, or where there are many workers for
     it, to a job for every ``_MOST_THREADS`` of them.
+
+    Args:
+        survey: What the partitions are of.
+        partitions: Them.
+        workers: As many jobs are done at a time.
+        kept: Units whose content is kept: in these a job can begin anywhere.
     """
     begin_units = survey.rows_D["unit"][[partition.begin for partition in partitions]].tolist()
     before_units = [
         int(survey.rows_D["unit"][partition.begin - 1]) if partition.begin else -1 for partition in partitions
     ]
-    inside = [begin == before for begin, before in zip(begin_units, before_units, strict=True)]
+    inside = [begin == before and begin not in kept for begin, before in zip(begin_units, before_units, strict=True)]
     stretched = Counter(unit for unit, is_inside in zip(begin_units, inside, strict=True) if is_inside)
     jobs_each = -(-workers // (len(stretched) * _MOST_THREADS)) if stretched else 0
     run: list[Partition] = []

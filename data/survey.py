@@ -6,9 +6,10 @@ part of it; ``reread`` gives the same documents a second time, row by row.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from bytelm.data.documents import SKIP_REASONS, Document, Skipped, SkipReason, shown_path
 from bytelm.data.duplicates import StringSampler, signatures_of
 from bytelm.data.filters import DensityMeter, Filters
+from bytelm.data.kept_content import ContentPlace, ContentReader, ContentWriter, is_dear
 from bytelm.data.kinds import kind_of
 from bytelm.data.sources import ReadOptions, Unit, read_unit, read_whole
 from bytelm.data.unit_table import UnitTable
@@ -104,24 +106,39 @@ class SurveyJob:
         return int(np.where(self.units.form_is("hf"), _UNKNOWN_BYTES, self.units.stored_bytes_U).sum())
 
 
-def survey(job: SurveyJob, tell: Tell) -> Survey:
+def survey(job: SurveyJob, tell: Tell, kept: Path | None = None) -> Survey:
     """Read every document of some units once.
 
     Args:
         job: The units, and what documents have to be.
         tell: Called with what has been read.
+        kept: Where content is kept that is dear to read again; None to keep none. It may be that nothing is.
 
     Raises:
         SourceError: A source cannot be read or is damaged, and ``on_error`` is ``stop``.
     """
-    surveyor = _Surveyor(job, tell)
-    for number, unit in enumerate(job.units):
-        surveyor.read_unit(number, unit)
+    keeper = None if kept is None else ContentWriter(kept)
+    surveyor = _Surveyor(job, tell, keeper)
+    try:
+        for number, unit in enumerate(job.units):
+            surveyor.read_unit(number, unit)
+    except BaseException:
+        if keeper is not None:
+            keeper.give_up()
+        raise
+    if keeper is not None:
+        keeper.finish()
     return surveyor.finish()
 
 
 def reread(
-    units: UnitTable, rows_D: NDArray[np.void], options: ReadOptions, *, first_row: int = 0, before: int = 0
+    units: UnitTable,
+    rows_D: NDArray[np.void],
+    options: ReadOptions,
+    *,
+    first_row: int = 0,
+    before: int = 0,
+    kept: Mapping[int, ContentPlace] | None = None,
 ) -> Iterator[tuple[int, Document | SourceError]]:
     """Read the kept documents of a survey again; units without any are not opened.
 
@@ -131,20 +148,32 @@ def reread(
         options: How they were read.
         first_row: The row to begin with.
         before: Documents of the first unit that come before the first row.
+        kept: Units whose content is kept, each with the place of its first document in ``rows_D``.
 
     Yields:
         The index of each kept row and its document, or what was raised where it should be.
     """
-    kept = np.flatnonzero(rows_D["reason"][first_row:] == KEPT) + first_row
-    numbers, firsts = np.unique(rows_D["unit"][kept], return_index=True)
-    edges = [*firsts.tolist(), len(kept)]
+    rows = np.flatnonzero(rows_D["reason"][first_row:] == KEPT) + first_row
+    numbers, firsts = np.unique(rows_D["unit"][rows], return_index=True)
+    edges = [*firsts.tolist(), len(rows)]
+    reader: ContentReader | None = None
     for chunk in range(0, len(numbers), _CHUNK_UNITS):
         some = numbers[chunk : chunk + _CHUNK_UNITS]
         # Counted from the first document of each unit, which may stand before the first row.
         starts = np.searchsorted(rows_D["unit"], some).tolist()
         for place, (unit, start) in enumerate(zip(units.at(some), starts, strict=True), chunk):
-            wanted = kept[edges[place] : edges[place + 1]].tolist()
-            yield from _reread_unit(unit, options, wanted, start if start else -before)
+            wanted = rows[edges[place] : edges[place + 1]].tolist()
+            content = kept.get(int(numbers[place])) if kept else None
+            if content is None:
+                yield from _reread_unit(unit, options, wanted, start if start else -before)
+                continue
+            if reader is None or reader.file != content.file:
+                reader = ContentReader(content.file)
+            sizes = rows_D["raw_bytes"][start : wanted[-1] + 1].astype(np.int64)
+            ends = (content.offset + np.cumsum(sizes)).tolist()
+            for row in wanted:
+                size = int(sizes[row - start])
+                yield row, Document(unit.address, partial(reader.blocks, ends[row - start] - size, size))
 
 
 def _reread_unit(
@@ -186,8 +215,9 @@ def vanished(name: bytes) -> SourceError:
 class _Surveyor:
     """Reads units and gathers rows."""
 
-    def __init__(self, job: SurveyJob, tell: Tell) -> None:
+    def __init__(self, job: SurveyJob, tell: Tell, keeper: ContentWriter | None) -> None:
         self._job = job
+        self._keeper = keeper
         self._tell = tell
         self._digests = bytearray()
         self._rows: list[tuple[int, int, int, int]] = []  # bytes, unit, kind, reason
@@ -203,11 +233,12 @@ class _Surveyor:
             if (content := read_whole(unit)) is not None:
                 self._read(unit.address, (content,), number)
                 return
+            keeper = self._keeper if is_dear(unit) else None
             for found in read_unit(unit, self._job.options):
                 if isinstance(found, Skipped):
                     self._skipped[found.reason] += 1
                 else:
-                    self._read(found.name, found.blocks(), number)
+                    self._read(found.name, found.blocks(), number, keeper)
         except SourceError as error:
             if self._job.on_error == "stop":
                 raise
@@ -223,7 +254,7 @@ class _Surveyor:
         signatures = signatures_of(self._hashes) if self._job.with_signatures else none
         return Survey(self._job.units, rows, dict(self._skipped), signatures)
 
-    def _read(self, name: bytes, blocks: Iterable[bytes], unit: int) -> None:
+    def _read(self, name: bytes, blocks: Iterable[bytes], unit: int, keeper: ContentWriter | None = None) -> None:
         sampler = StringSampler() if self._job.with_signatures else None
         if self._meter is not None:
             self._meter.start()
@@ -233,6 +264,8 @@ class _Surveyor:
         reason: SkipReason | None = None
         try:
             for block in blocks:
+                if keeper is not None:
+                    keeper.add(block, begins=not raw_bytes)
                 if not raw_bytes:
                     first = block
                 else:

@@ -41,7 +41,7 @@ ROWS: list[set[str]] = [
     {"bytelm.data.compression", "bytelm.data.path_filter", "bytelm.data.engine", "bytelm.data.storage"},
     {"bytelm.data.cache", "bytelm.data.filters", "bytelm.data.ingest_report"},
     {"bytelm.data.addresses", "bytelm.data.archives", "bytelm.data.tables", "bytelm.data.walk"},
-    {"bytelm.data.reading"},
+    {"bytelm.data.kept_content", "bytelm.data.reading"},
     {
         "bytelm.config",
         "bytelm.device",
