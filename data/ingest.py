@@ -2,8 +2,8 @@
 
 The sources are listed in order as units. The survey reads every document once and notes what it is; the plan decides
 from that alone what stays, what is held out, and which documents make which shards; then the documents that stay are
-read again (or taken from where they were kept), checked against the survey, and written. Survey and writing are pure functions of their parts, so worker
-processes or a cluster do them, and the corpus is the same however many there are.
+read again, or taken from where they were kept, checked against the survey, and written. Survey and writing are pure
+functions of their parts, so worker processes or a cluster do them, and the corpus is the same however many there are.
 
 Nothing that is not finished can be taken for a corpus: the index is written after everything else, by rename. Until
 then a journal beside the shards tells what is complete, and an ingestion that was killed can be resumed. A corpus that
