@@ -256,6 +256,13 @@ def test_a_validation_shows_what_the_model_writes(corpus: Path, tmp_path: Path) 
     assert [record["sample"] for record in read_log(tmp_path / "run") if "sample" in record] == [validation.sample]
 
 
+def test_every_key_of_the_log_is_described_for_users(corpus: Path, tmp_path: Path) -> None:
+    trained(settings("train.steps=5"), corpus, tmp_path / "run")
+    described = (Path(__file__).resolve().parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    keys = {key for record in read_log(tmp_path / "run") for key in record}
+    assert {key for key in keys if f"`{key}`" not in described} == set()
+
+
 def test_looking_at_a_run_changes_nothing_in_it(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(settings("train.steps=8", "train.sample_bytes=0"), corpus, tmp_path / "plain")
     monkeypatch.setattr("bytelm.train._PEAK_SHARE", 0.0)  # the peak is measured at the first logged step
