@@ -6,8 +6,8 @@ Measured is what a training has to give away: MB of windows delivered for each s
 system, of the loader's process with all of its threads and children. One core for all: every loader runs in a process
 of its own that is bound to the same core, torch with one thread, the files in the page cache. Loaders take turns, as
 many rounds as there are repeats; the median counts, with least and most beside it, and a ratio is the median of the
-rounds' ratios. A measurement reads whole epochs until at least half a second of processor time is used. Opening the
-files belongs to it, importing libraries does not.
+rounds' ratios. A measurement reads whole epochs, about a gigabyte; a loader that gives one epoch after another, as a
+training needs it, is opened once. Opening belongs to the measurement, importing libraries does not.
 
 Memory is the peak of resident memory during the epochs above what the same process held after its imports (mapped
 pages of files included; Linux only). The first batch is timed from the opening of the files, and a resumed one too,
@@ -83,7 +83,7 @@ def counted_bytes(loader: Loader, batch: Any) -> int:
     return batch if isinstance(batch, int) else loader.batch_bytes or batch.numel()
 
 
-def measure(loader: Loader, work: Path, least_cpu_s: float) -> dict[str, Any]:
+def measure(loader: Loader, work: Path, least_bytes: float) -> dict[str, Any]:
     """One measurement, in this process, which is bound to a core."""
     for name in loader.imports:
         importlib.import_module(name)
@@ -92,20 +92,22 @@ def measure(loader: Loader, work: Path, least_cpu_s: float) -> dict[str, Any]:
     expected_bytes = raw_file(work).stat().st_size
     found: dict[str, Any] = {}
     state = following = None
-    delivered = passes = 0
+    delivered = 0
     used_s = 0.0
     forget_peak()
     before_mb, _ = resident_mb()
-    while not passes or used_s < least_cpu_s:
+    passes = max(1, round(least_bytes / expected_bytes))
+    at_once = passes if loader.stays_open else 1
+    for _ in range(passes // at_once):
         loader.before(work)
         delivered_before = delivered
         begin_s, begin_cpu_s = time.perf_counter(), cpu_s()
-        reading = loader.read(work, None)
+        reading = loader.read(work, None, at_once)
         for batch in reading.batches:
-            if not passes and delivered == 0:
+            if delivered == 0:
                 found["first_batch_s"] = round(time.perf_counter() - begin_s, 4)
             delivered += counted_bytes(loader, batch)
-            if passes or reading.state is None or following is not None:
+            if reading.state is None or following is not None:
                 continue
             if state is not None:
                 following = batch.clone()
@@ -113,8 +115,7 @@ def measure(loader: Loader, work: Path, least_cpu_s: float) -> dict[str, Any]:
                 state = reading.state()
         reading.close()
         used_s += cpu_s() - begin_cpu_s
-        passes += 1
-        assert delivered - delivered_before > 0.98 * expected_bytes, "a pass left too much out"
+        assert delivered - delivered_before > 0.98 * at_once * expected_bytes, "a pass left too much out"
     _, peak_mb = resident_mb()
     found |= {
         "mb_per_cpu_s": delivered / 1e6 / used_s,
@@ -123,7 +124,7 @@ def measure(loader: Loader, work: Path, least_cpu_s: float) -> dict[str, Any]:
     }
     if state is not None and following is not None:
         begin_s = time.perf_counter()
-        reading = loader.read(work, state)
+        reading = loader.read(work, state, 1)
         batch = next(iter(reading.batches))
         found["resume_s"] = round(time.perf_counter() - begin_s, 4)
         found["resumes_exactly"] = bool((batch == following).all()) if batch.shape == following.shape else False
@@ -251,7 +252,7 @@ def main() -> None:
     )
     parser.add_argument("--prepare", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    parser.add_argument("--least-cpu-s", type=float, default=0.5, help=argparse.SUPPRESS)
+    parser.add_argument("--least-bytes", type=float, default=1e9, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.prepare:
         write = loaders()[options.prepare].prepare
@@ -261,12 +262,12 @@ def main() -> None:
     if options.measure:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        print(json.dumps(measure(loaders()[options.measure], options.work, options.least_cpu_s)))
+        print(json.dumps(measure(loaders()[options.measure], options.work, options.least_bytes)))
         return
 
     from machine import machine
 
-    repeats, least_cpu_s = (1, 0.0) if options.quick else (options.repeats, options.least_cpu_s)
+    repeats, least_bytes = (1, 0.0) if options.quick else (options.repeats, options.least_bytes)
     wanted = options.only or [name for name in loaders() if not (options.quick and name == "zstd 19")]
     missing = {name: reason for name in wanted if (reason := absent(loaders()[name])) is not None}
     names = [name for name in wanted if name not in missing]
@@ -281,7 +282,7 @@ def main() -> None:
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for number in range(repeats):
             for name in names:
-                words = ["--measure", name, "--work", str(work), "--least-cpu-s", str(least_cpu_s)]
+                words = ["--measure", name, "--work", str(work), "--least-bytes", str(least_bytes)]
                 found = json.loads(in_own_process(*words))
                 rounds[name].append(found)
                 print(

@@ -7,7 +7,8 @@ give uint8 tensors of (B, T) or (B, T + K); T bytes a window are counted. What e
     zstd 3, zstd 19     the program itself, one file, to nowhere: decodes and verifies its checksum. No windows
     bare frames         the frames of our corpus one after another, zstd's readinto into one buffer, places from the
                         seek table. zstd verifies its own checksum; no hash of ours, no windows
-    checked frames      the same frames through ShardReader: hash of the packed bytes, hash of the document table
+    checked frames      the same frames through ShardReader: hash of the packed bytes, which takes the place of zstd's
+                        checksum, hash of the document table
     bytelm              WindowLoader: all of that, shuffled windows of T + K bytes with document boundaries; resumes
                         exactly, on any number of ranks
     memory map          the raw bytes uncompressed, windows in a random permutation of all of them, copied into a
@@ -38,6 +39,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,10 @@ STORED_WINDOW = 8192  # windows that a peer must cut when it writes
 
 @dataclass
 class Reading:
-    """One pass over the data that has begun.
+    """One pass over the data that has begun, or several.
 
     Attributes:
-        batches: uint8 tensors, until the pass is over.
+        batches: uint8 tensors, until they are over.
         state: Where it is, for ``Loader.read``; None where the loader knows no way back.
         close: Ends it.
     """
@@ -68,7 +70,9 @@ class Loader:
     """One loader.
 
     Attributes:
-        read: Begins a pass over what is in the work folder, at a state if one is given.
+        read: Begins a number of passes over what is in the work folder, the first at a state if one is given.
+        stays_open: Whether that number may be above 1: then the same loader gives one epoch after another, as it does
+            in a training.
         prepare: Writes its files into the work folder; None where it reads those of others.
         needs: Distributions without which it is absent.
         program: A program without which it is absent.
@@ -77,13 +81,14 @@ class Loader:
         before: Makes the next pass like the first.
     """
 
-    read: Callable[[Path, Any], Reading]
+    read: Callable[[Path, Any, int], Reading]
     prepare: Callable[[Path], None] | None = None
     needs: tuple[str, ...] = ()
     program: str | None = None
     imports: tuple[str, ...] = ()
     batch_bytes: int | None = None
     before: Callable[[Path], None] = field(default=lambda _: None)
+    stays_open: bool = True
 
 
 def raw_file(work: Path) -> Path:
@@ -104,12 +109,12 @@ def packed_file(work: Path, level: int) -> Path:
 # --- zstd and our own frames
 
 
-def _read_zstd(level: int) -> Callable[[Path, Any], Reading]:
+def _read_zstd(level: int) -> Callable[[Path, Any, int], Reading]:
     def batches(work: Path) -> Iterator[int]:
         subprocess.run(["zstd", "-dcq", str(packed_file(work, level))], check=True, stdout=subprocess.DEVNULL)
         yield raw_file(work).stat().st_size
 
-    return lambda work, _: Reading(batches(work))
+    return lambda work, *_: Reading(batches(work))
 
 
 def _prepare_zstd(level: int) -> Callable[[Path], None]:
@@ -136,10 +141,10 @@ def _frames(shard: Path) -> list[tuple[int, int, int]]:
     return found
 
 
-def _read_bare(work: Path, state: Any) -> Reading:
+def _read_bare(work: Path, state: Any, passes: int) -> Reading:
     import zstandard
 
-    del state
+    del state, passes
     decompressor = zstandard.ZstdDecompressor()
 
     def batches() -> Iterator[int]:
@@ -158,12 +163,12 @@ def _read_bare(work: Path, state: Any) -> Reading:
     return Reading(batches())
 
 
-def _read_checked(work: Path, state: Any) -> Reading:
+def _read_checked(work: Path, state: Any, passes: int) -> Reading:
     import zstandard
 
     from bytelm.data.shards import Corpus
 
-    del state
+    del state, passes
     corpus = Corpus.open(corpus_folder(work, 3))
     decompressor = zstandard.ZstdDecompressor()
 
@@ -180,13 +185,13 @@ def _read_checked(work: Path, state: Any) -> Reading:
 
 
 def _bytelm(level: int, window_bytes: int, batch_windows: int) -> Loader:
-    def read(work: Path, state: Any) -> Reading:
+    def read(work: Path, state: Any, passes: int) -> Reading:
         from bytelm.data.loader import WindowLoader, windows_of
         from bytelm.data.shards import Corpus
 
         corpus = Corpus.open(corpus_folder(work, level))
         settings = {"window_bytes": window_bytes, "prediction_heads": HEADS, "seed": SEED}
-        windows = windows_of(corpus, "train", "stream", **settings).windows_per_epoch
+        windows = passes * windows_of(corpus, "train", "stream", **settings).windows_per_epoch
         loader = WindowLoader(
             corpus, batch_windows=batch_windows, end_window=windows // batch_windows * batch_windows, **settings
         )
@@ -210,13 +215,14 @@ def _bytelm(level: int, window_bytes: int, batch_windows: int) -> Loader:
 
 
 def _memory_map(window_bytes: int, batch_windows: int) -> Loader:
-    def read(work: Path, state: Any) -> Reading:
+    def read(work: Path, state: Any, passes: int) -> Reading:
         import numpy as np
         import torch
 
         data = np.memmap(raw_file(work), np.uint8, "r")
         windows_NT = data[: len(data) // window_bytes * window_bytes].reshape(-1, window_bytes)
-        order_N = np.random.default_rng(SEED).permutation(len(windows_NT))
+        draws = np.random.default_rng(SEED)
+        order_N = np.concatenate([draws.permutation(len(windows_NT)) for _ in range(passes)])
         at = state or 0
 
         def batches() -> Iterator[Any]:
@@ -267,7 +273,7 @@ def _litdata(compression: str | None, window_bytes: int, batch_windows: int) -> 
     written = "litdata" if compression is None else "litdata-zstd"
     folder = written if compression is None else "litdata-zstd-read"
 
-    def read(work: Path, state: Any) -> Reading:
+    def read(work: Path, state: Any, passes: int) -> Reading:
         litdata = importlib.import_module("litdata")
         dataset = litdata.StreamingDataset(
             str(work / folder),
@@ -279,7 +285,7 @@ def _litdata(compression: str | None, window_bytes: int, batch_windows: int) -> 
         loader = litdata.StreamingDataLoader(dataset, batch_size=batch_windows, num_workers=0, drop_last=True)
         if state is not None:
             loader.load_state_dict(state)
-        return Reading(iter(loader), loader.state_dict)
+        return Reading(chain.from_iterable(loader for _ in range(passes)), loader.state_dict)
 
     def restore(work: Path) -> None:
         shutil.rmtree(work / folder, ignore_errors=True)
@@ -291,6 +297,7 @@ def _litdata(compression: str | None, window_bytes: int, batch_windows: int) -> 
         needs=("litdata", "zstd") if compression else ("litdata",),
         imports=("torch", "litdata"),
         before=restore if compression else lambda _: None,
+        stays_open=compression is None,
     )
 
 
@@ -318,8 +325,8 @@ def _prepare_webdataset(work: Path) -> None:
             sink.write({"__key__": f"{number:09d}", "bin": window})
 
 
-def _read_webdataset(batch_windows: int) -> Callable[[Path, Any], Reading]:
-    def read(work: Path, state: Any) -> Reading:
+def _read_webdataset(batch_windows: int) -> Callable[[Path, Any, int], Reading]:
+    def read(work: Path, state: Any, passes: int) -> Reading:
         del state
         webdataset = importlib.import_module("webdataset")
         tars = sorted(map(str, (work / "webdataset").glob("*.tar")))
@@ -329,7 +336,7 @@ def _read_webdataset(batch_windows: int) -> Callable[[Path, Any], Reading]:
             .to_tuple("bin")
             .batched(batch_windows, collation_fn=None, partial=False)
         )
-        return Reading(_joined([row for (row,) in rows]) for rows in dataset)
+        return Reading(_joined([row for (row,) in rows]) for rows in chain.from_iterable([dataset] * passes))
 
     return read
 
@@ -353,21 +360,27 @@ def _prepare_parquet(work: Path) -> None:
         )
 
 
-def _datasets_stream(kind: str, files: list[Path], buffer_rows: int, batch_rows: int, state: Any) -> Any:
+def _datasets_stream(kind: str, files: list[Path], batch_rows: int, state: Any, passes: int) -> tuple[Any, Any]:
     datasets = importlib.import_module("datasets")
     datasets.logging.set_verbosity_error()  # it says each time that a resumed buffer begins empty
     names = [str(path) for path in files]
     stream = datasets.load_dataset(kind, data_files=names, streaming=True, split="train")
-    stream = stream.shuffle(seed=SEED, buffer_size=buffer_rows).with_format("arrow")
+    stream = stream.shuffle(seed=SEED, buffer_size=BUFFER_BYTES // STORED_WINDOW).with_format("arrow")
     if state is not None:
         stream.load_state_dict(state)
-    return stream, stream.iter(batch_size=batch_rows, drop_last_batch=True)
+
+    def tables() -> Iterator[Any]:
+        for epoch in range(passes):
+            stream.set_epoch(epoch)
+            yield from stream.iter(batch_size=batch_rows, drop_last_batch=True)
+
+    return stream, tables()
 
 
-def _read_parquet(batch_windows: int) -> Callable[[Path, Any], Reading]:
-    def read(work: Path, state: Any) -> Reading:
+def _read_parquet(batch_windows: int) -> Callable[[Path, Any, int], Reading]:
+    def read(work: Path, state: Any, passes: int) -> Reading:
         files = sorted((work / "parquet").glob("*.parquet"))
-        stream, tables = _datasets_stream("parquet", files, BUFFER_BYTES // STORED_WINDOW, batch_windows, state)
+        stream, tables = _datasets_stream("parquet", files, batch_windows, state, passes)
         return Reading((_joined(table.column("window").to_pylist()) for table in tables), stream.state_dict)
 
     return read
@@ -397,14 +410,14 @@ def _prepare_jsonl(work: Path) -> None:
             return
 
 
-def _read_jsonl(window_bytes: int, batch_windows: int) -> Callable[[Path, Any], Reading]:
+def _read_jsonl(window_bytes: int, batch_windows: int) -> Callable[[Path, Any, int], Reading]:
     batch_bytes = window_bytes * batch_windows
 
-    def read(work: Path, state: Any) -> Reading:
+    def read(work: Path, state: Any, passes: int) -> Reading:
         import torch
 
         files = sorted((work / "jsonl").glob("*.zst"))
-        stream, tables = _datasets_stream("json", files, BUFFER_BYTES // STORED_WINDOW, 64, state)
+        stream, tables = _datasets_stream("json", files, 64, state, passes)
 
         def batches() -> Iterator[Any]:
             gathered = bytearray()
@@ -423,10 +436,10 @@ def _read_jsonl(window_bytes: int, batch_windows: int) -> Callable[[Path, Any], 
 def loaders() -> Mapping[str, Loader]:
     """Every loader by name."""
     return {
-        "zstd 3": Loader(_read_zstd(3), _prepare_zstd(3), program="zstd"),
-        "zstd 19": Loader(_read_zstd(19), _prepare_zstd(19), program="zstd"),
-        "bare frames": Loader(_read_bare, imports=("torch", "zstandard")),
-        "checked frames": Loader(_read_checked, imports=("torch", "zstandard", "bytelm.data.shards")),
+        "zstd 3": Loader(_read_zstd(3), _prepare_zstd(3), program="zstd", stays_open=False),
+        "zstd 19": Loader(_read_zstd(19), _prepare_zstd(19), program="zstd", stays_open=False),
+        "bare frames": Loader(_read_bare, imports=("torch", "zstandard"), stays_open=False),
+        "checked frames": Loader(_read_checked, imports=("torch", "zstandard", "bytelm.data.shards"), stays_open=False),
         "bytelm 8192x16": _bytelm(3, 8192, 16),
         "bytelm 2048x16": _bytelm(3, 2048, 16),
         "bytelm 512x8": _bytelm(3, 512, 8),
