@@ -78,8 +78,10 @@ GRADIENTS = {
     ]
     for more in [[f"heads.backward={backward}"]]
 }
-STOPS = [(2, 3), (1, 3), (2, None)]
+STOPS: list[tuple[int, dict[str, int]]] = [(2, {"stop": 3}), (1, {"stop": 3}), (2, {})]
 """Processes of each start of a run, and the steps after which it is stopped."""
+POISONS = ("loss", "gradient")
+FULL = ["train.keep_best=false", "train.save_in_background=false"]
 TIMES = {"elapsed_s", "bytes_per_second", "mfu", "memory_bytes", "peak_memory_bytes"}
 
 
@@ -115,7 +117,14 @@ def found(corpus: Path, windows: torch.Tensor, tmp_path_factory: pytest.TempPath
     for sharing in SHARING:
         for ranks, stop in STOPS:
             changes = [*TINY, "train.ema_decay=0.9", f"train.parallel={sharing}"]
-            trainings.append({"run": f"{sharing}-taken-up", "changes": changes, "ranks": ranks, "stop": stop})
+            trainings.append({"run": f"{sharing}-taken-up", "changes": changes, "ranks": ranks, **stop})
+        for kind in POISONS:
+            for ranks in (2, 1):
+                changes = [*TINY, "train.most_skipped_steps=2", f"train.parallel={sharing}"]
+                run = f"{sharing}-{kind}-{ranks}"
+                trainings.append({"run": run, "changes": changes, "ranks": ranks, "poison": kind})
+        changes = [*TINY, *FULL, f"train.parallel={sharing}"]
+        trainings.append({"run": f"{sharing}-full", "changes": changes, "ranks": 2, "full": True})
     for one in trainings:
         one |= {"corpus": str(corpus), "run": str(place / one["run"])}
     plan = {"gradients": GRADIENTS, "windows": windows.tolist(), "trainings": trainings}
@@ -205,6 +214,29 @@ def test_gradients_of_two_processes_are_summed_once_a_step_and_equal_those_of_on
         assert sorted(file.keys()) == sorted(name for name, _ in model.named_parameters())
         for weight_name, weight in model.named_parameters():
             torch.testing.assert_close(file.get_tensor(weight_name), weight.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", POISONS)
+@pytest.mark.parametrize("sharing", SHARING)
+def test_what_is_not_finite_on_one_process_is_skipped_by_all_and_they_go_back_together(
+    found: Path, sharing: str, kind: str
+) -> None:
+    records = read_log(found / f"{sharing}-{kind}-2")
+    (back,) = (record for record in records if record["kind"] == "rollback")
+    assert (back["from_step"], back["step"]) == (7, 5)
+    assert json.loads((found / f"{sharing}-{kind}-2" / "told.json").read_text()).count("Skipped") == 2
+    assert_same_run(found / f"{sharing}-{kind}-2", found / f"{sharing}-{kind}-1")
+
+
+@pytest.mark.parametrize("sharing", SHARING)
+def test_a_disk_that_is_full_for_a_while_stops_neither_process(
+    found: Path, corpus: Path, tmp_path: Path, sharing: str
+) -> None:
+    assert json.loads((found / f"{sharing}-full" / "told.json").read_text()).count("Refused") == 1
+    assert [path.name for path in checkpoints(found / f"{sharing}-full")] == ["step-00000004", "step-00000009"]
+    for _ in train(settings(*FULL), corpus, tmp_path / "alone"):
+        pass
+    assert_same_run(found / f"{sharing}-full", tmp_path / "alone")
 
 
 def test_what_one_process_finds_all_know(found: Path) -> None:

@@ -3,8 +3,13 @@
 Arguments: a file with the trainings to do, as JSON, and the folder for what was found.
 """
 
+import contextlib
+import dataclasses
 import json
+import resource
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bytelm import step as step_module
 from bytelm import train as train_module
 from bytelm.config import RunConfig
 from bytelm.distributed import SharedModel
 from bytelm.errors import BytelmError, CorpusError
+from bytelm.events import Refused, Saved
 from bytelm.job import Job
 from bytelm.loss import TrainOutput, multi_byte_loss
 from bytelm.model import ByteLM
@@ -26,8 +33,67 @@ from bytelm.step import load
 from bytelm.train import train
 
 
+@contextlib.contextmanager
+def poisoned(kind: str | None, ranks: Ranks, poisoner: int) -> Iterator[None]:
+    """Inside, the losses or gradients of one rank are not finite behind step 5, until the run has gone back."""
+    learn, loss = step_module._learn, step_module.multi_byte_loss
+
+    def poisoned_loss(*arguments: Any, **options: Any) -> TrainOutput:
+        output = loss(*arguments, **options)
+        if kind == "loss":
+            return dataclasses.replace(output, loss=output.loss * torch.nan)
+        output.loss.register_hook(lambda gradient: gradient * torch.inf)
+        return output
+
+    def learnt(job: Job, *arguments: Any) -> Any:
+        bad = kind is not None and ranks.rank == poisoner and job.state.step >= 5 and job.state.safety.rollbacks == 0
+        step_module.multi_byte_loss = poisoned_loss if bad else loss
+        return learn(job, *arguments)
+
+    step_module._learn = learnt
+    yield
+    step_module._learn, step_module.multi_byte_loss = learn, loss
+
+
+def limit_files(limit: int) -> None:
+    """Refuse larger files, as a full disk would."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def do_training(one: dict[str, Any], ranks: Ranks, begun: list[None]) -> None:
+    """A run, or a part of one.
+
+    Args:
+        one: What to do: ``changes``, ``corpus``, ``run``, and where it is wanted the steps after which the last rank
+            wants to ``stop``, what is not finite (``poison``), and whether the disk is ``full`` for a while.
+        ranks: Who does it.
+        begun: An entry for each step that was begun.
+    """
+    begun.clear()
+    last = ranks.rank == ranks.count - 1
+    told: list[str] = []
+    with poisoned(one.get("poison"), ranks, ranks.count - 1):
+        for event in train(
+            RunConfig.build("tiny", one["changes"]),
+            one["corpus"],
+            Path(one["run"]),
+            resume="auto",
+            should_stop=lambda: last and "stop" in one and len(begun) >= one["stop"],
+            ranks=ranks,
+        ):
+            told.append(type(event).__name__)
+            if one.get("full") and ranks.is_first:
+                if isinstance(event, Saved) and event.step == 4:
+                    limit_files(20_000)
+                elif isinstance(event, Refused):
+                    limit_files(resource.RLIM_INFINITY)
+    if ranks.is_first:
+        Path(one["run"], "told.json").write_text(json.dumps(told))
+
+
 def do_trainings(ranks: Ranks, trainings: list[dict[str, Any]]) -> None:
-    """Each is a run, or a part of one; those for one process are done by rank 0 while the other one waits."""
+    """Each by both, or by rank 0 while the other one waits."""
     begun: list[None] = []
 
     def counted(job: Job) -> list[PackedBatch]:
@@ -36,20 +102,10 @@ def do_trainings(ranks: Ranks, trainings: list[dict[str, Any]]) -> None:
 
     train_module.load = counted
     for one in trainings:
-        with_all = one["ranks"] == 2
-        if with_all or ranks.is_first:
-            begun.clear()
-            last, stop = ranks.rank == 1 or not with_all, one.get("stop")
-            for _ in train(
-                RunConfig.build("tiny", one["changes"]),
-                one["corpus"],
-                Path(one["run"]),
-                resume="auto",
-                # Only one of them wants to stop.
-                should_stop=lambda last=last, stop=stop: last and stop is not None and len(begun) >= stop,
-                ranks=ranks if with_all else ALONE,
-            ):
-                pass
+        if one["ranks"] == 2:
+            do_training(one, ranks, begun)
+        elif ranks.is_first:
+            do_training(one, ALONE, begun)
         ranks.first(None)
 
 
