@@ -21,18 +21,11 @@ import torch
 
 from bytelm.checkpoint import load_model
 from bytelm.config import Precision, RunConfig
-from bytelm.decode import (
-    Draft,
-    Exactness,
-    GenerateSettings,
-    Generation,
-    context_start,
-    decode_steps,
-    generate,
-    slid_start,
-)
+from bytelm.decode import context_start, decode_steps, generate, slid_start
 from bytelm.device import choose_device
+from bytelm.drafting import DraftPolicy
 from bytelm.errors import GenerationError
+from bytelm.generation import Exactness, GenerateSettings, Generation
 from bytelm.model import ByteLM
 from bytelm.utf8 import InvalidBytes, TextDecoder
 from bytelm.vocab import EOD
@@ -44,13 +37,17 @@ class GenerateOptions(TypedDict, total=False):
     """Keywords of ``generate`` and ``stream``; ``GenerateSettings`` says what they mean and holds the defaults."""
 
     max_bytes: int
-    draft: Draft
+    draft: DraftPolicy
     temperature: float
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    repetition_penalty: float
     seed: int
+    sequence: int
     stop: str | bytes | Sequence[str | bytes]
+    utf8: bool
+    logprobs: bool
     exact: Exactness
 
 
@@ -61,12 +58,15 @@ class Piece:
     Attributes:
         data: The next bytes of the output.
         text: The characters that these bytes made whole. Over all pieces the texts join to the text of all bytes.
-        heads: For each byte the head that proposed it: 0 chosen by the trunk itself, k >= 1 drafted by head k.
+        sources: For each byte who proposed it: 0 chosen by the trunk itself, k >= 1 drafted by head k, -1 by the
+            text's own past, -2 by the trunk behind a branch that was right.
+        logprobs: For each byte the logarithm of its probability, nats; empty unless ``logprobs`` is asked for.
     """
 
     data: bytes
     text: str
-    heads: tuple[int, ...]
+    sources: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
 
 
 class LanguageModel:
@@ -144,7 +144,7 @@ class LanguageModel:
             if step.finish_reason is not None:
                 text += decoder.finish()
             if step.data or text:
-                yield Piece(step.data, text, step.heads)
+                yield Piece(step.data, text, step.sources, step.logprobs)
 
 
 def load(path: str | Path, *, device: str = "auto", precision: Precision = "auto") -> LanguageModel:
@@ -164,7 +164,9 @@ def load(path: str | Path, *, device: str = "auto", precision: Precision = "auto
     model, config = load_model(Path(path))
     if precision == "auto":
         precision = "bfloat16" if place.type == "cuda" else "float32"
-    return LanguageModel(model.to(device=place, dtype=_DTYPES[precision]).eval(), config)
+    model = model.to(device=place, dtype=_DTYPES[precision]).eval()
+    model.pack()
+    return LanguageModel(model, config)
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bytelm.decode import GenerateSettings, acceptance_shares, generate
+from bytelm.decode import generate
 from bytelm.errors import ConfigError, CorpusError
+from bytelm.generation import GenerateSettings, acceptance_shares
 from bytelm.model import ByteLM
 from bytelm.vocab import EOD
 
@@ -159,7 +160,7 @@ def acceptance(model: ByteLM, prompts: Iterable[bytes], *, context_bytes: int, m
     Raises:
         CorpusError: There is not one prompt.
     """
-    settings = GenerateSettings(max_bytes=max_bytes)
+    settings = GenerateSettings(max_bytes=max_bytes, draft="heads")
     generations = [generate(model, prompt, settings, context_bytes=context_bytes) for prompt in prompts]
     if not generations:
         raise CorpusError("there is no prompt to continue; choose another split or file")

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.config import AttentionBackend, AttentionKind, HeadFamily, HeadsConfig, ModelConfig
-from bytelm.kv_cache import KVCache
-from bytelm.layers import ALL_ROWS, Block, CachedPass, Linear, Pass, RMSNorm, Rotary, WindowPass
+from bytelm.layers import ALL_ROWS, Block, Linear, Pass, RMSNorm, Rotary, Rows, WindowPass
+from bytelm.packed import PackedWeight
 
 
 class PredictionHeads(nn.Module, abc.ABC):
@@ -64,7 +64,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         ...
 
     @abc.abstractmethod
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
         """What a head makes of what it is given.
 
         Args:
@@ -100,7 +100,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         return self.count if module is self.get_submodule("unembedding") else 1
 
     def states(
-        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: slice = ALL_ROWS
+        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: Rows = ALL_ROWS
     ) -> Iterator[tuple[int, Tensor]]:
         """Wanted heads with their states, each computed once, in ``order``.
 
@@ -113,7 +113,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         for head in wanted:
             yield head, self.head_state(head, hidden_BTD, shared, rows)
 
-    def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
         """Logits of one head; in a chain, all heads before it in ``order`` are computed for it.
 
         Args:
@@ -147,7 +147,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         shared = self.window_pass(hidden_BTD, documents_BT)
         return self.stacked_logits(hidden_BTD, shared, range(self.count) if heads is None else heads)
 
-    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: slice = ALL_ROWS) -> Tensor:
+    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: Rows = ALL_ROWS) -> Tensor:
         """Logits of some heads (B, rows, k, V), where the pass is there already."""
         found = {head: self.unembed(head, state) for head, state in self.states(hidden_BTD, shared, which, rows)}
         return torch.stack([found[head] for head in which], dim=2)
@@ -156,28 +156,26 @@ class PredictionHeads(nn.Module, abc.ABC):
         """Leave the keys and values of all heads in the cache of a pass that reads a prompt."""
         del hidden_BTD, shared
 
-    def decode_logits(self, hidden_BMD: Tensor, cache: KVCache, which: range, *, rows: slice = ALL_ROWS) -> Tensor:
+    def decode_logits(self, hidden_BMD: Tensor, shared: Pass, which: range, *, rows: Rows = ALL_ROWS) -> Tensor:
         """Logits of some heads in a decoding pass, before its rows are accepted.
 
-        A head that attends keeps keys of every accepted byte. So ``hidden_BMD`` is always the whole pass, whose row
-        m stands in slot ``cache.length + m``, and ``rows`` picks the rows whose logits are wanted: all for head 0,
-        the last accepted one for the draft heads. Call it before ``cache.advance``. Draft heads that are used at all
-        are called in every pass.
+        A head that attends keeps keys of every accepted byte. So ``hidden_BMD`` is always the whole pass, and
+        ``rows`` picks the rows whose logits are wanted: all for head 0, the last accepted one for the draft heads.
+        Call it before a cache is advanced. Draft heads that are used at all are called in every pass.
 
         Args:
             hidden_BMD: What ``ByteLM.decode`` returned, all rows.
-            cache: The same cache, its length unchanged since.
+            shared: The same pass.
             which: Heads, e.g. ``range(0, 1)`` to verify and ``range(1, K)`` to draft.
             rows: Rows whose logits are wanted.
 
         Returns:
             (B, rows, k, V).
         """
-        return self.stacked_logits(hidden_BMD, self._cached_pass(hidden_BMD, cache), which, rows)
+        return self.stacked_logits(hidden_BMD, shared, which, rows)
 
-    def _cached_pass(self, hidden_BMD: Tensor, cache: KVCache) -> Pass | None:
-        del hidden_BMD, cache
-        return None
+    def pack(self) -> None:
+        """Pack the matrices that ``Linear.pack`` of each does not serve."""
 
 
 class LinearHeads(PredictionHeads):
@@ -190,13 +188,14 @@ class LinearHeads(PredictionHeads):
     def _build(self, model: ModelConfig, first_layer: int) -> None:
         del first_layer
         self.unembedding = Linear(model.d_model, self.count * self.vocabulary_size)
+        self._packed: dict[range, PackedWeight] = {}
 
     def uses(self, module: nn.Module) -> int:
         """See ``PredictionHeads``."""
         del module
         return 1
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``; the same for all heads."""
         del head, shared
         return self.norm(before_BTD[:, rows])
@@ -205,24 +204,40 @@ class LinearHeads(PredictionHeads):
         """See ``PredictionHeads``."""
         return self._product(state_BTD, range(head, head + 1)).squeeze(2)
 
-    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: slice = ALL_ROWS) -> Tensor:
+    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: Rows = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``; all heads are one product."""
         del shared
         return self._product(self.norm(hidden_BTD[:, rows]), which)
 
-    def decode_logits(self, hidden_BMD: Tensor, cache: KVCache, which: range, *, rows: slice = ALL_ROWS) -> Tensor:
+    def decode_logits(self, hidden_BMD: Tensor, shared: Pass, which: range, *, rows: Rows = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``; the draft heads are one product, head 0 is its own."""
-        del cache
+        del shared
         normed = self.norm(hidden_BMD[:, rows])
         if which.start == 0 and len(which) > 1:
             return torch.cat((self._product(normed, which[:1]), self._product(normed, which[1:])), dim=2)
         return self._product(normed, which)
 
+    def pack(self) -> None:
+        """See ``PredictionHeads``: head 0 and the draft heads are two products."""
+        self.unembedding.packed = None
+        self._packed = {
+            heads: packed
+            for heads in (range(1), range(1, self.count))
+            if heads and (packed := PackedWeight.of(self._weight(heads)))
+        }
+
     def _product(self, normed_BTD: Tensor, heads: range) -> Tensor:
+        packed = self._packed.get(heads)
+        if packed is not None and normed_BTD.dtype == packed.dtype and not torch.is_grad_enabled():
+            logits = packed.product(normed_BTD)
+        else:
+            logits = F.linear(normed_BTD, self._weight(heads))
+        return logits.unflatten(-1, (len(heads), self.vocabulary_size))
+
+    def _weight(self, heads: range) -> Tensor:
         assert heads.step == 1
         size = self.vocabulary_size
-        weight = self.unembedding.weight[heads.start * size : heads.stop * size]
-        return F.linear(normed_BTD, weight).unflatten(-1, (len(heads), size))
+        return self.unembedding.weight[heads.start * size : heads.stop * size]
 
 
 class MLPHeads(PredictionHeads):
@@ -241,7 +256,7 @@ class MLPHeads(PredictionHeads):
         """See ``PredictionHeads``."""
         return self.layers[head]
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``."""
         del shared
         normed = self.norm(before_BTD[:, rows])
@@ -275,7 +290,7 @@ class TransformerHeads(PredictionHeads):
         """See ``PredictionHeads``."""
         return self.blocks[head] if self.layers_of_its_own else None
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``."""
         assert shared is not None, "a head that attends needs the pass"
         return self.blocks[head](before_BTD, shared, rows)
@@ -299,9 +314,6 @@ class TransformerHeads(PredictionHeads):
         assert isinstance(block, Block)
         block.remember(before_BTD, shared)
 
-    def _cached_pass(self, hidden_BMD: Tensor, cache: KVCache) -> Pass | None:
-        return CachedPass.build(self.config, cache, hidden_BMD.shape[1], hidden_BMD.dtype)
-
 
 class CausalHeads(TransformerHeads):
     """Transformer heads in a chain: head 0 on the trunk, each other one on the head of the byte before its own.
@@ -316,7 +328,7 @@ class CausalHeads(TransformerHeads):
     chained = True
 
     def states(
-        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: slice = ALL_ROWS
+        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: Rows = ALL_ROWS
     ) -> Iterator[tuple[int, Tensor]]:
         """See ``PredictionHeads``; heads that others need are computed for all rows."""
         last = max(wanted, key=self.order.index)
@@ -372,7 +384,7 @@ class SharedHeads(CausalHeads):
         del module
         return self.count
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: slice = ALL_ROWS) -> Tensor:
+    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
         """See ``PredictionHeads``."""
         assert shared is not None, "a head that attends needs the pass"
         return self.blocks[0](before_BTD + self.depth_embedding[head], _AtDepth(shared, head), rows)
@@ -398,7 +410,7 @@ class _AtDepth:
         self.inner.remember(layer + self.depth, key_BTGC, value_BTGC)
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
     ) -> Tensor:
         return self.inner.attend(query_BTHC, key_BTGC, value_BTGC, kind, layer + self.depth, rows)
 

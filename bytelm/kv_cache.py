@@ -61,6 +61,8 @@ class KVCache:
         length: Slots that are filled and real, from 0 to ``capacity``.
         capacity: As given.
         cosine_SC, sine_SC: As given, cut to the slots.
+        bias_of_window: What attention of a window adds to the scores in the present bucket: its number, first slot,
+            slot behind the last, and the tensor. Kept here because it changes once a bucket.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class KVCache:
         self.length = 0
         self.cosine_SC = cosine_SC[:slots]
         self.sine_SC = sine_SC[:slots]
+        self.bias_of_window: dict[int | None, tuple[int, int, int, Tensor]] = {}
         # One view a layer, made once: slicing costs as much as a small kernel.
         self._keys_BGSC = torch.zeros(shape, dtype=dtype, device=device).unbind()
         self._values_BGSC = torch.zeros(shape, dtype=dtype, device=device).unbind()

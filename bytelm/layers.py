@@ -10,18 +10,23 @@ Shapes: B batch, T bytes of a pass (M where it is a decoding pass), D width, F i
 and value heads, R = H / G, C channels of a head, S slots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.attention import Mask, attend, attend_range
 from bytelm.config import AttentionBackend, AttentionKind, ModelConfig
-from bytelm.kv_cache import KVCache, key_range
+from bytelm.kv_cache import BUCKET, KVCache, key_range
+from bytelm.packed import PackedWeight
 
 ALL_ROWS = slice(None)
+Rows = slice | list[int]
+"""Some rows of a pass: all, or ascending numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class Pass(Protocol):
         ...
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
     ) -> Tensor:
         """Remember keys and values of all rows; return the mixed values (B, rows, H, C) of the queries of ``rows``."""
         ...
@@ -163,7 +168,7 @@ class WindowPass:
             self.cache.write(layer, key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2))
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
     ) -> Tensor:
         """See ``Pass``; all rows of a window are wanted."""
         assert rows == ALL_ROWS
@@ -174,10 +179,13 @@ class WindowPass:
 
 @dataclass(frozen=True, slots=True)
 class CachedPass:
-    """A decoding pass: its rows take the slots behind the cache's length and see all slots up to their own.
+    """A decoding pass of one sequence: its rows take the slots behind the cache's length and see all that is before.
+
+    Rows are a chain, one byte after the other, or a tree: each row then continues another row of the pass, and sees
+    the slots of the path to itself.
 
     Attributes:
-        rotary: Of the rows' slots.
+        rotary: Of the rows' positions.
         cache: Read and written.
         ranges: For each kind of attention: first slot, slot behind the last, and the bias (R, M, S) of that range.
     """
@@ -187,7 +195,9 @@ class CachedPass:
     ranges: dict[AttentionKind, tuple[int, int, Tensor]]
 
     @classmethod
-    def build(cls, config: ModelConfig, cache: KVCache, rows: int, dtype: torch.dtype) -> "CachedPass":
+    def build(
+        cls, config: ModelConfig, cache: KVCache, rows: int, dtype: torch.dtype, parents: Sequence[int] | None = None
+    ) -> "CachedPass":
         """Prepare a pass of M rows behind the cache's length.
 
         All rows read the key range of the first row's position. Rows behind its bucket are padding: they see what
@@ -198,24 +208,26 @@ class CachedPass:
             cache: With ``length`` below its capacity.
             rows: M, at most a bucket.
             dtype: Of the queries.
+            parents: For each row the row that it continues, -1 for the first; a chain where None. Row m takes slot
+                ``length + m`` wherever it stands in the tree; its position is that of its depth.
         """
         first = cache.length
-        rotary = Rotary(
-            cache.cosine_SC[first : first + rows].view(1, rows, 1, -1),
-            cache.sine_SC[first : first + rows].view(1, rows, 1, -1),
-        )
+        branches = None if parents is None else _Branches.of(parents)
+        turns = cache.cosine_SC[first : first + rows], cache.sine_SC[first : first + rows]
+        if branches is not None:
+            depth_M = torch.from_numpy(branches.depth_M).to(turns[0].device)
+            turns = turns[0][depth_M], turns[1][depth_M]
+        rotary = Rotary(turns[0].view(1, rows, 1, -1), turns[1].view(1, rows, 1, -1))
+        repeats = config.attention_heads // config.kv_heads
         ranges: dict[AttentionKind, tuple[int, int, Tensor]] = {}
         for kind in set(config.attention_pattern):
             window_bytes = _window_bytes(config, kind)
-            start, end = key_range(first, window_bytes)
-            device = cache.cosine_SC.device
-            position_M1 = torch.arange(first, first + rows, device=device).clamp_(max=end - 1).unsqueeze(1)
-            slot_S = torch.arange(start, end, device=device)
-            hidden_MS = slot_S > position_M1
-            if window_bytes is not None:
-                hidden_MS |= slot_S <= position_M1 - window_bytes
-            bias_MS = torch.zeros(rows, end - start, dtype=dtype, device=device).masked_fill_(hidden_MS, -torch.inf)
-            ranges[kind] = (start, end, bias_MS.repeat(config.attention_heads // config.kv_heads, 1, 1))
+            start, end, bias_PS = _bias_of_bucket(cache, first, window_bytes, dtype)
+            place = first % BUCKET
+            bias_MS = bias_PS[place : place + rows]
+            if branches is not None:
+                bias_MS = branches.bias(bias_MS, first - start, window_bytes)
+            ranges[kind] = (start, end, bias_MS.repeat(repeats, 1, 1))
         return cls(rotary, cache, ranges)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
@@ -223,7 +235,7 @@ class CachedPass:
         self.cache.write(layer, key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2))
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: slice
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
     ) -> Tensor:
         """See ``Pass``."""
         self.remember(layer, key_BTGC, value_BTGC)
@@ -232,11 +244,138 @@ class CachedPass:
         return attend_range(query_BTHC.transpose(1, 2), key_BGSC, value_BGSC, bias_RMS[:, rows]).transpose(1, 2)
 
 
+def _bias_of_bucket(
+    cache: KVCache, position: int, window_bytes: int | None, dtype: torch.dtype
+) -> tuple[int, int, Tensor]:
+    """Key range of a position and, for each position of its bucket, what is added to scores: 0 or -inf, (P, S).
+
+    Made once a bucket and kept with the cache. Behind the bucket come rows like its last, for the padding of a pass.
+    """
+    bucket = position // BUCKET
+    kept = cache.bias_of_window.get(window_bytes)
+    if kept is not None and kept[0] == bucket and kept[3].dtype == dtype:
+        return kept[1:]
+    start, end = key_range(position, window_bytes)
+    device = cache.cosine_SC.device
+    position_P1 = torch.arange(end - BUCKET, end + BUCKET, device=device).clamp_(max=end - 1).unsqueeze(1)
+    slot_S = torch.arange(start, end, device=device)
+    hidden_PS = slot_S > position_P1
+    if window_bytes is not None:
+        hidden_PS |= slot_S <= position_P1 - window_bytes
+    bias_PS = torch.zeros(hidden_PS.shape, dtype=dtype, device=device).masked_fill_(hidden_PS, -torch.inf)
+    cache.bias_of_window[window_bytes] = (bucket, start, end, bias_PS)
+    return start, end, bias_PS
+
+
+@dataclass(frozen=True, slots=True)
+class _Branches:
+    """A pass whose rows are a tree.
+
+    Attributes:
+        depth_M: Of each row, int64; 0 for the first.
+        path_MM: Bool: row m sees row n, an ancestor of it or itself.
+    """
+
+    depth_M: np.ndarray
+    path_MM: np.ndarray
+
+    @classmethod
+    def of(cls, parents: Sequence[int]) -> "_Branches":
+        rows = len(parents)
+        depth_M, path_MM = np.zeros(rows, np.int64), np.eye(rows, dtype=bool)
+        for row, parent in enumerate(parents):
+            assert parent < row, "a row of a tree continues a row before it"
+            if parent >= 0:
+                depth_M[row] = depth_M[parent] + 1
+                path_MM[row] |= path_MM[parent]
+        return cls(depth_M, path_MM)
+
+    def bias(self, bias_MS: Tensor, first: int, window_bytes: int | None) -> Tensor:
+        """The bias of a tree from that of a chain: what a row sees of the cache is a matter of its depth.
+
+        Args:
+            bias_MS: Of the chain's positions.
+            first: Column of the first row's slot.
+            window_bytes: Bytes that are seen; None for all.
+        """
+        visible_MM = self.path_MM
+        if window_bytes is not None:
+            visible_MM = visible_MM & (self.depth_M[:, None] - self.depth_M[None, :] < window_bytes)
+        tail_MM = torch.from_numpy(np.where(visible_MM, np.float32(0), np.float32(-np.inf)))
+        bias_MS = bias_MS[torch.from_numpy(self.depth_M).to(bias_MS.device)]
+        columns = bias_MS.shape[1] - first
+        bias_MS[:, first : first + len(tail_MM)] = tail_MM[:, :columns].to(bias_MS)
+        return bias_MS
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedPass:
+    """Passes of several sequences side by side: their rows are one batch for the matrices, each attends to its own.
+
+    Attributes:
+        rotary: Of all rows.
+        parts: Pass of each sequence, with its first row and the row behind its last.
+    """
+
+    rotary: Rotary
+    parts: list[tuple[CachedPass, int, int]]
+
+    @classmethod
+    def build(cls, passes: Sequence[CachedPass]) -> "JoinedPass":
+        """Put passes side by side, in this order."""
+        ends = np.cumsum([one.rotary.cosine.shape[1] for one in passes]).tolist()
+        rotary = Rotary(
+            torch.cat([one.rotary.cosine for one in passes], 1), torch.cat([one.rotary.sine for one in passes], 1)
+        )
+        return cls(rotary, list(zip(passes, [0, *ends], ends, strict=False)))
+
+    def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
+        """See ``Pass``."""
+        for one, start, end in self.parts:
+            one.remember(layer, key_BTGC[:, start:end], value_BTGC[:, start:end])
+
+    def attend(
+        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
+    ) -> Tensor:
+        """See ``Pass``; ``rows`` count through all sequences."""
+        mixed, done = [], 0
+        for one, start, end in self.parts:
+            own: Rows = ALL_ROWS
+            count = end - start
+            if isinstance(rows, list):
+                own = [row - start for row in rows if start <= row < end]
+                count = len(own)
+            query = query_BTHC[:, done : done + count]
+            done += count
+            if count:
+                mixed.append(one.attend(query, key_BTGC[:, start:end], value_BTGC[:, start:end], kind, layer, own))
+            else:
+                one.remember(layer, key_BTGC[:, start:end], value_BTGC[:, start:end])
+        return torch.cat(mixed, 1)
+
+
 class Linear(nn.Linear):
-    """A matrix without bias, left uninitialised: the model draws all weights itself, from one generator."""
+    """A matrix without bias, left uninitialised: the model draws all weights itself, from one generator.
+
+    Attributes:
+        packed: The weights in the layout of the CPU's matrix kernel, or None; see ``bytelm.packed``.
+    """
+
+    packed: PackedWeight | None = None
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, inputs) to (…, outputs)."""
+        packed = self.packed
+        if packed is not None and input.dtype == packed.dtype and not torch.is_grad_enabled():
+            return packed.product(input)
+        return F.linear(input, self.weight)
+
+    def pack(self) -> None:
+        """Keep a packed copy for passes without gradients; weights that change after this need it again."""
+        self.packed = PackedWeight.of(self.weight)
 
     def reset_parameters(self) -> None:
         """Draw nothing; ``ByteLM.initialize`` does."""
@@ -283,7 +422,7 @@ class Attention(nn.Module):
         self.query_key_gain = nn.Parameter(torch.ones(self.heads + self.kv_heads, self.channels))
         self.output = Linear(config.d_model, config.d_model)
 
-    def forward(self, normed_BTD: Tensor, shared: Pass, rows: slice = ALL_ROWS) -> Tensor:
+    def forward(self, normed_BTD: Tensor, shared: Pass, rows: Rows = ALL_ROWS) -> Tensor:
         """Attend.
 
         Args:
@@ -346,7 +485,7 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_epsilon)
         self.feed_forward = SwiGLU(config.d_model, config.d_ff)
 
-    def forward(self, hidden_BTD: Tensor, shared: Pass, rows: slice = ALL_ROWS) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, shared: Pass, rows: Rows = ALL_ROWS) -> Tensor:
         """Add this layer to the residual stream.
 
         Args:

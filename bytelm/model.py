@@ -6,6 +6,10 @@ and unembedding not tied. Layers are local or global as the pattern says.
 Shapes: B batch, T bytes, M rows of a decoding pass, D width, K prediction heads, V vocabulary.
 """
 
+import math
+from collections.abc import Sequence
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +19,10 @@ from bytelm.heads import SharedHeads, build_heads
 from bytelm.kv_cache import BUCKET, KVCache, slots_for
 from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
 from bytelm.vocab import BYTE_VOCABULARY, BYTES, Vocab
+
+ROWS_MULTIPLE: Final = 4
+"""Rows of a pass are a multiple of this where equal bits count. Fewer rows are computed by other kernels, and with
+other numbers two threads share a product so that one gets a single row (``docs/experiments.md``, 2026-11-23)."""
 
 
 class ByteLM(nn.Module):
@@ -156,22 +164,44 @@ class ByteLM(nn.Module):
             done += count
         return torch.cat(pieces, dim=1)
 
-    @torch.no_grad()
-    def decode(self, inputs_BM: Tensor, cache: KVCache) -> Tensor:
-        """Run M rows behind the cache's length, which stays: the caller accepts with ``advance``.
+    def cached_pass(self, cache: KVCache, rows: int, parents: Sequence[int] | None = None) -> CachedPass:
+        """A pass of M rows behind a cache's length, for ``decode``; see ``CachedPass.build``."""
+        return CachedPass.build(self.config, cache, rows, self.embedding.dtype, parents)
 
-        Row m stands in slot ``length + m``. For rows of the length's own bucket the result of a row is the same bit
-        for bit, whatever the other rows hold and wherever in the pass it stands, as long as M is the same (and M is 1
-        or a multiple of 4). Rows behind the bucket are padding without meaning.
+    @torch.no_grad()
+    def decode(self, inputs_1M: Tensor, shared: Pass) -> Tensor:
+        """Run the rows of a decoding pass. Lengths of caches stay: the caller accepts with ``advance``.
+
+        For rows of the length's own bucket that follow each other the result of a row is the same bit for bit,
+        whatever the other rows hold, how many they are and wherever in the pass it stands, as long as their number
+        is a multiple of 4 and, of one sequence beside others, one of ``rows_of_a_sequence``. This is a property of
+        the kernels, tested in float32 and bfloat16 on CPUs. Rows behind the bucket are padding without meaning.
 
         Args:
-            inputs_BM: Ids, integers in [0, V); M at most a bucket.
-            cache: With ``length`` below its capacity.
+            inputs_1M: Ids, integers in [0, V).
+            shared: The pass.
 
         Returns:
-            Residual stream at the trunk's end, (B, M, D), for ``heads.decode_logits``.
+            Residual stream at the trunk's end, (1, M, D), for ``heads.decode_logits``.
         """
-        return self._through(inputs_BM, CachedPass.build(self.config, cache, inputs_BM.shape[1], self.embedding.dtype))
+        return self._through(inputs_1M, shared)
+
+    @property
+    def rows_of_a_sequence(self) -> int:
+        """Rows of a sequence are a multiple of this: its attention is a product with 4 rows and more then."""
+        repeats = self.config.attention_heads // self.config.kv_heads
+        return ROWS_MULTIPLE // math.gcd(repeats, ROWS_MULTIPLE)
+
+    def pack(self) -> None:
+        """Keep copies of all matrices in the layout that the CPU multiplies fastest, for decoding.
+
+        Takes the memory of the weights once more. Weights that change after this need it again; training and the
+        weights themselves know nothing of it. Does nothing on an accelerator.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        self.heads.pack()
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part: ``embedding``, ``trunk``, ``heads`` (final norm and unembedding included), ``total``."""

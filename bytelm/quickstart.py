@@ -92,6 +92,7 @@ def quickstart(
         if isinstance(event, Finished) and event.reason == "stopped":
             return
     model, trained_with = load_model(run)
+    model.pack()
     comparisons = []
     for prompt in PROMPTS:
         comparison = side_by_side(model, prompt, max_bytes=max_bytes, context_bytes=trained_with.data.window_bytes)

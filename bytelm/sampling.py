@@ -40,6 +40,7 @@ class Sampler:
         top_p: Only the most probable ids whose probabilities first sum to top_p are candidates, in (0, 1].
         min_p: Only ids at least min_p times as probable as the most probable one are candidates, in [0, 1].
         seed: Seed of the noise, in [0, 2**63).
+        sequence: Number of the sequence among those of one seed, in [0, 2**63): each has noise of its own.
 
     The restrictions act on the law after temperature, in this order.
 
@@ -55,6 +56,7 @@ class Sampler:
         top_p: float | None = None,
         min_p: float | None = None,
         seed: int = 0,
+        sequence: int = 0,
     ) -> None:
         # Written so that NaN, which compares false with everything, is refused too.
         if not (temperature == 0.0 or _SMALLEST_TEMPERATURE <= temperature < math.inf):
@@ -69,6 +71,8 @@ class Sampler:
             raise GenerationError(f"min_p = {min_p} is not a share of the highest probability; use a number in [0, 1]")
         if not 0 <= seed < 1 << 63:
             raise GenerationError(f"seed = {seed} is outside of 0 … 2**63 - 1")
+        if not 0 <= sequence < 1 << 63:
+            raise GenerationError(f"sequence = {sequence} is outside of 0 … 2**63 - 1")
         restrictions = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
         for name, value in restrictions.items():
             if value is not None and temperature == 0.0:
@@ -76,7 +80,7 @@ class Sampler:
         self._temperature = temperature
         self._top_k, self._top_p, self._min_p = top_k, top_p, min_p
         self._restricted = any(value is not None for value in restrictions.values())
-        self._noise = _PositionNoise(seed)
+        self._noise = _PositionNoise(seed, sequence)
 
     def choose(self, logits_MV: npt.NDArray[np.float32], first_position: int) -> list[int]:
         """Choose one id for each row.
@@ -93,13 +97,32 @@ class Sampler:
             >>> Sampler().choose(np.zeros((2, 320), np.float32), first_position=0)
             [0, 0]
         """
-        candidates_MV = logits_MV[:, :CHOICES]
+        return self.scores(logits_MV, first_position).argmax(axis=-1).tolist()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether there is no noise."""
+        return self._temperature == 0.0
+
+    def scores(self, logits_MV: npt.NDArray[np.float32], first_position: int) -> npt.NDArray[np.floating]:
+        """What ``choose`` takes the highest of, (M, 257): the logits, or the scaled and restricted ones with noise."""
         if self._temperature == 0.0:
-            return candidates_MV.argmax(axis=-1).tolist()
-        scores_MV = candidates_MV / np.float64(self._temperature)
-        if self._restricted:
-            scores_MV = self._restrict(scores_MV)
-        return (scores_MV + self._noise.rows(first_position, len(scores_MV))).argmax(axis=-1).tolist()
+            return logits_MV[:, :CHOICES]
+        return self.log_law(logits_MV) + self._noise.rows(first_position, len(logits_MV))
+
+    def log_law(self, logits_MV: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Logarithm of the law that is drawn from, up to a constant of each row, (M, 257); for a temperature."""
+        assert self._temperature > 0.0
+        scores_MV = logits_MV[:, :CHOICES].astype(np.float64) / self._temperature
+        return self._restrict(scores_MV) if self._restricted else scores_MV
+
+    def noise(self, position: int) -> npt.NDArray[np.float64]:
+        """Gumbel noise of a position, (257,)."""
+        return self._noise.rows(position, 1)[0]
+
+    def uniform(self, position: int, count: int) -> npt.NDArray[np.float64]:
+        """Numbers in (0, 1) of a position that no choice there has used, (count,)."""
+        return self._noise.uniform(position, count)
 
     def _restrict(self, scores_MV: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         order_MV = np.argsort(-scores_MV, axis=-1, kind="stable")  # stable: of equal scores the lower id comes first
@@ -122,9 +145,10 @@ class Sampler:
 class _PositionNoise:
     """Gumbel noise of every position, (CHOICES,) float64 each: a pure function of seed and position."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sequence: int) -> None:
         self._bits = np.random.Philox(key=seed)
         self._state = self._bits.state
+        self._sequence = sequence
         self._noise_RV = np.empty((_REMEMBERED, CHOICES))
         self._position_of_row = [-1] * _REMEMBERED
 
@@ -134,16 +158,19 @@ class _PositionNoise:
         slots = [position % _REMEMBERED for position in range(first_position, first_position + count)]
         for position, slot in enumerate(slots, start=first_position):
             if self._position_of_row[slot] != position:
-                self._noise_RV[slot] = self._draw(position)
+                self._noise_RV[slot] = -np.log(-np.log(self._draw(position, CHOICES, stream=0)))
                 self._position_of_row[slot] = position
         return self._noise_RV[slots]
 
-    def _draw(self, position: int) -> npt.NDArray[np.float64]:
+    def uniform(self, position: int, count: int) -> npt.NDArray[np.float64]:
+        """Numbers in (0, 1) that are independent of the noise, (count,)."""
+        return self._draw(position, count, stream=1)
+
+    def _draw(self, position: int, count: int, *, stream: int) -> npt.NDArray[np.float64]:
         # The position is the second word of the counter and drawing advances the first: streams cannot meet.
         # Setting the counter costs a quarter of making a generator.
-        self._state["state"]["counter"][:] = (0, position, 0, 0)
+        self._state["state"]["counter"][:] = (0, position, self._sequence, stream)
         self._state["buffer_pos"] = 4  # nothing is left over from another position
         self._bits.state = self._state
         # 52 bits and a half fit a double exactly: in (0, 1), and no rounding reaches an end.
-        uniform_V = ((self._bits.random_raw(CHOICES) >> np.uint64(12)) + 0.5) * 2.0**-52
-        return -np.log(-np.log(uniform_V))
+        return (np.asarray(self._bits.random_raw(count) >> np.uint64(12), np.float64) + 0.5) * 2.0**-52

@@ -24,7 +24,7 @@ from typing import Final
 from bytelm.checkpoint import Snapshot, find_newest_sound, set_aside
 from bytelm.config import RunConfig
 from bytelm.corpora import Given
-from bytelm.decode import GenerateSettings, decode_steps
+from bytelm.decode import decode_steps
 from bytelm.errors import GenerationError, StorageError, TrainingError
 from bytelm.evaluate import BitsPerByte, bits_per_byte
 from bytelm.events import (
@@ -39,6 +39,7 @@ from bytelm.events import (
     Started,
     Validation,
 )
+from bytelm.generation import GenerateSettings
 from bytelm.job import Job, open_job
 from bytelm.loss import head_weights
 from bytelm.memory import memory_bytes, peak_memory_bytes

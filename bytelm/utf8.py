@@ -111,3 +111,12 @@ def _harmless(character: str) -> bool:
 def _escaped(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether bytes are well-formed UTF-8, whole characters alone."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

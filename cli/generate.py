@@ -19,7 +19,7 @@ from bytelm.utf8 import TextDecoder, decode_text
 
 if TYPE_CHECKING:
     from bytelm.api import LanguageModel
-    from bytelm.decode import GenerateSettings, Generation, Step
+    from bytelm.generation import GenerateSettings, Generation, Step
 
 
 def generate(
@@ -30,8 +30,9 @@ def generate(
     ] = None,
     max_bytes: Annotated[int, typer.Option("--max-bytes", help="Bytes at most.")] = 256,
     draft: Annotated[
-        Literal["heads", "none"], typer.Option("--draft", help="Who drafts; none is plain decoding, a byte a step.")
-    ] = "heads",
+        Literal["adaptive", "heads", "tree", "ngram", "none"],
+        typer.Option("--draft", help="Who drafts: adaptive is what pays; none is plain decoding, a byte a step."),
+    ] = "adaptive",
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Sample among the k most probable ids.")] = None,
     top_p: Annotated[
@@ -77,8 +78,9 @@ def generate(
     import torch
 
     from bytelm.api import load
-    from bytelm.decode import GenerateSettings, Generation, decode_steps
+    from bytelm.decode import decode_steps
     from bytelm.device import choose_decoding_threads
+    from bytelm.generation import GenerateSettings, Generation
 
     settings = GenerateSettings(
         max_bytes=max_bytes,
@@ -104,7 +106,7 @@ def generate(
     try:
         for step in decode_steps(model.model, prompt_data, settings, context_bytes=model.context_bytes):
             steps.append(step)
-            view.show(step.data, step.heads)
+            view.show(step.data, step.sources)
     except KeyboardInterrupt:
         interrupted = True
     elapsed_s = time.perf_counter() - begin
@@ -179,7 +181,7 @@ class _SafeText:
             self._write(self._decoder.feed(data))
             return
         for place, head in enumerate(heads):
-            self._over |= head <= 1  # head 1 begins another draft
+            self._over |= head in (0, 1)  # head 1 begins another draft
             text = self._decoder.feed(data[place : place + 1])
             if text:
                 self._write(self._marked(head) + text)
@@ -193,7 +195,7 @@ class _SafeText:
         marks = ""
         if self._open and self._over:
             self._open, marks = False, "›"
-        if not self._open and head >= 1:
+        if not self._open and head != 0:
             self._open, marks = True, marks + "‹"
         self._over = False
         return marks
@@ -213,18 +215,18 @@ class _Terminal:
     def __init__(self, terminal: Console, prompt: bytes, heads: int | None) -> None:
         self._terminal = terminal
         self._decoder = TextDecoder("escape")
-        self._colours = None if heads is None else [head_colour(head, heads) for head in range(heads)]
+        self._heads = heads
         self._last = ""
-        self.legend = _legend(self._colours or [])
+        self.legend = _legend(heads)
         self._out(decode_text(prompt, "escape"), "dim")
 
     def show(self, data: bytes, heads: Sequence[int]) -> None:
         """See ``_View``."""
-        if self._colours is None:
+        if self._heads is None:
             self._out(self._decoder.feed(data), None)
             return
         for place, head in enumerate(heads):
-            self._out(self._decoder.feed(data[place : place + 1]), self._colours[head])
+            self._out(self._decoder.feed(data[place : place + 1]), head_colour(head, self._heads))
 
     def finish(self) -> None:
         """See ``_View``."""
@@ -275,7 +277,7 @@ def _notes(model: "LanguageModel", prompt: bytes, settings: "GenerateSettings") 
         )
     embedding = model.model.embedding
     tested = str(embedding.device) == "cpu" and str(embedding.dtype) == "torch.float32"
-    if settings.draft == "heads" and settings.exact == "padded" and not tested:
+    if settings.draft != "none" and settings.exact == "padded" and not tested:
         notes.append(
             f"equal bytes with and without drafts are tested in float32 on the CPU; on {embedding.device} in "
             f"{str(embedding.dtype).removeprefix('torch.')} they rest on the device's kernels"
@@ -296,11 +298,14 @@ def _statistics(generation: "Generation", settings: "GenerateSettings") -> str:
     return "; ".join(words)
 
 
-def _legend(colours: Sequence[str]) -> Text:
-    """Every head's number in its colour."""
+def _legend(heads: int | None) -> Text:
+    """Every source in its colour."""
     legend = Text()
-    for head, colour in enumerate(colours):
-        legend.append(f" {head}" if head else "chosen by the trunk, or drafted by head", style=colour)
+    if heads is not None:
+        legend.append("chosen by the trunk, or drafted by head", style=head_colour(0, heads))
+        for head in range(1, heads):
+            legend.append(f" {head}", style=head_colour(head, heads))
+        legend.append(", by the text's own past", style=head_colour(-1, heads))
     return legend
 
 
@@ -323,4 +328,4 @@ def _as_json(
         "temperature": settings.temperature,
         "seed": settings.seed,
     }
-    return facts | {"heads": list(generation.heads)} if show_drafts else facts
+    return facts | {"sources": list(generation.sources)} if show_drafts else facts

@@ -121,7 +121,7 @@ def _show(people: Console, comparison: "SideBySide") -> None:
     heads = len(speculative.proposed_by_head)
     for name, generation in (("plain", plain), ("speculative", speculative)):
         line = console.styled(f"{name}: ", "dim").append(console.shown(comparison.prompt.decode()), style="bold")
-        for text, head in coloured_text(generation.data[:_SHOWN_BYTES], generation.heads[:_SHOWN_BYTES]):
+        for text, head in coloured_text(generation.data[:_SHOWN_BYTES], generation.sources[:_SHOWN_BYTES]):
             line.append(console.shown(text), style=head_colour(head, heads) if generation is speculative else "")
         people.print(line.append("…" if len(generation.data) > _SHOWN_BYTES else ""))
     people.print(Text(f"{_facts(comparison)}\n", style="dim"))

@@ -14,8 +14,8 @@ import bytelm
 from bytelm.api import GenerateOptions, LanguageModel, load
 from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.config import RunConfig
-from bytelm.decode import GenerateSettings
 from bytelm.errors import CheckpointError, ConfigError, GenerationError
+from bytelm.generation import GenerateSettings
 from bytelm.model import ByteLM
 from bytelm.vocab import EOD
 
@@ -78,7 +78,7 @@ def test_pieces_join_to_the_generation(model: LanguageModel) -> None:
         whole = model.generate("text", **options)
         pieces = list(model.stream("text", **options))
         assert b"".join(piece.data for piece in pieces) == whole.data
-        assert tuple(head for piece in pieces for head in piece.heads) == whole.heads
+        assert tuple(head for piece in pieces for head in piece.sources) == whole.sources
         assert "".join(piece.text for piece in pieces) == whole.text == whole.data.decode("utf-8", "replace")
         escaped = "".join(piece.text for piece in model.stream("text", invalid="escape", **options))
         assert escaped == whole.data.decode("utf-8", "backslashreplace")

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,14 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bytelm.config import HeadFamily, HeadsConfig, ModelConfig
-from bytelm.decode import GenerateSettings, Generation, Step, accept, decode_steps, draft, generate, padded_rows
+from bytelm.decode import decode_steps, generate, padded_rows
+from bytelm.drafting import DraftPolicy
 from bytelm.errors import GenerationError
+from bytelm.generation import GenerateSettings, Generation, Step
 from bytelm.kv_cache import KVCache
+from bytelm.layers import Pass
 from bytelm.model import ByteLM
-from bytelm.sampling import Sampler
+from bytelm.outlet import Chosen, Outlet
 from bytelm.vocab import BYTE_COUNT, EOD, VOCABULARY_SIZE
 
 FAMILIES: tuple[HeadFamily, ...] = ("linear", "mlp", "transformer", "causal", "anticausal", "shared")
+SPECULATIVE: tuple[DraftPolicy, ...] = ("adaptive", "heads", "tree", "ngram")
 INDEPENDENT = FAMILIES[:3]
 """Enough where it is the decoder that is tested: a chain decodes as the transformer heads do, and takes longer."""
 HEADS = 5  # rounds up to 8 rows, so that padded passes have rows that no draft fills
@@ -56,9 +59,9 @@ class WatchedLM(ByteLM):
         self.prefills.append(inputs_BT[0].tolist())
         return super().prefill(inputs_BT, cache)
 
-    def decode(self, inputs_BM: Tensor, cache: KVCache) -> Tensor:
-        self.rows.append(inputs_BM.shape[1])
-        return super().decode(inputs_BM, cache)
+    def decode(self, inputs_1M: Tensor, shared: Pass) -> Tensor:
+        self.rows.append(inputs_1M.shape[1])
+        return super().decode(inputs_1M, shared)
 
 
 def random_model(family: HeadFamily, *, heads: int = HEADS, seed: int = 0) -> WatchedLM:
@@ -125,6 +128,8 @@ def prompts(count: int, seed: int) -> list[bytes]:
     special = [b"", b"\x00", bytes(range(256)), b"\xff" * 40]
     edges = [CONTEXT + extra for extra in (-3, -2, -1, 0, 1, 2, 300)] + [128 + extra for extra in range(-12, 3)]
     special += [text[:length] for length in edges]
+    if count < 2 * len(special):
+        special = source.sample(special, count // 2)
     random_bytes = [source.randbytes(source.randint(1, 60)) for _ in range((count - len(special)) // 2)]
     texts = []
     while len(special) + len(random_bytes) + len(texts) < count:
@@ -133,9 +138,15 @@ def prompts(count: int, seed: int) -> list[bytes]:
     return special + random_bytes + texts
 
 
+SEVERAL = [
+    pytest.param(family, marks=[] if family in ("linear", "transformer", "causal") else pytest.mark.slow)
+    for family in FAMILIES
+]
+
+
 def prompts_for(family: HeadFamily) -> int:
     """Prompts of a fast test."""
-    return 100 if family in INDEPENDENT else 40
+    return 60 if family in INDEPENDENT[:1] else 32
 
 
 def settings_of(index: int, **changes: Any) -> dict[str, Any]:
@@ -153,13 +164,15 @@ def run(model: ByteLM, prompt: bytes, *, context_bytes: int = CONTEXT, **setting
     return generate(model, prompt, GenerateSettings(**settings), context_bytes=context_bytes)
 
 
-def both(model: ByteLM, prompt: bytes, *, context_bytes: int = CONTEXT, **settings: Any) -> Generation:
+def both(
+    model: ByteLM, prompt: bytes, *, context_bytes: int = CONTEXT, draft: DraftPolicy = "heads", **settings: Any
+) -> Generation:
     """The speculative generation, after checking that it equals the plain one."""
     plain = run(model, prompt, context_bytes=context_bytes, draft="none", **settings)
-    speculative = run(model, prompt, context_bytes=context_bytes, draft="heads", **settings)
+    speculative = run(model, prompt, context_bytes=context_bytes, draft=draft, **settings)
     assert speculative.data == plain.data
     assert speculative.finish_reason == plain.finish_reason
-    assert set(plain.heads) <= {0}
+    assert set(plain.sources) <= {0}
     return speculative
 
 
@@ -167,7 +180,7 @@ def both(model: ByteLM, prompt: bytes, *, context_bytes: int = CONTEXT, **settin
 def test_speculative_equals_plain_with_random_weights(family: HeadFamily) -> None:
     model = random_model(family)
     outputs = {
-        both(model, prompt, max_bytes=10, **settings_of(index)).data
+        both(model, prompt, max_bytes=10, draft=SPECULATIVE[index // 2 % 4], **settings_of(index)).data
         for index, prompt in enumerate(prompts(prompts_for(family), 1))
     }
     assert len(outputs) > prompts_for(family) / 2, (
@@ -175,15 +188,15 @@ def test_speculative_equals_plain_with_random_weights(family: HeadFamily) -> Non
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SEVERAL)
 def test_speculative_equals_plain_where_most_drafts_are_accepted(family: HeadFamily) -> None:
     model = trained_model(family)
     results = [
-        both(model, prompt, max_bytes=16, **settings_of(index))
+        both(model, prompt, max_bytes=16, draft=SPECULATIVE[index // 2 % 3], **settings_of(index))
         for index, prompt in enumerate(prompts(prompts_for(family), 2))
     ]
     assert sum(len(result.data) for result in results) / sum(result.steps for result in results) > 2.0
-    assert {head for result in results for head in result.heads} == set(range(HEADS))
+    assert {source for result in results for source in result.sources} == {-2, -1, *range(HEADS)}
     assert {result.finish_reason for result in results} == {"max_bytes", "end_of_document"}
 
 
@@ -192,7 +205,7 @@ def test_speculative_equals_plain_where_most_drafts_are_accepted(family: HeadFam
 def test_speculative_equals_plain_on_long_continuations(family: HeadFamily) -> None:
     model = trained_model(family)
     for index, prompt in enumerate(prompts(300, 3)):
-        both(model, prompt, max_bytes=100, **settings_of(index))
+        both(model, prompt, max_bytes=100, draft=SPECULATIVE[index // 2 % 4], **settings_of(index))
 
 
 @pytest.mark.parametrize("family", INDEPENDENT)
@@ -201,17 +214,19 @@ def test_damaged_draft_heads_cost_steps_and_change_no_byte(family: HeadFamily) -
     weights = draft_parameters(model)
     intact = [weight.clone() for weight in weights]
     asked = prompts(40, 5)[-10:]
-    expected = [run(model, prompt, max_bytes=20) for prompt in asked]
+    expected = [run(model, prompt, max_bytes=20, draft="heads") for prompt in asked]
 
     def steps_of_damaged(replacements: Sequence[Tensor]) -> int:
         try:
             for weight, replacement in zip(weights, replacements, strict=True):
                 weight.copy_(replacement)
-            results = [run(model, prompt, max_bytes=20) for prompt in asked]
+            results = [run(model, prompt, max_bytes=20, draft="heads") for prompt in asked]
+            adaptive = [run(model, prompt, max_bytes=20) for prompt in asked]
         finally:
             for weight, original in zip(weights, intact, strict=True):
                 weight.copy_(original)
         assert [result.data for result in results] == [result.data for result in expected]
+        assert [result.data for result in adaptive] == [result.data for result in expected]
         return sum(result.steps for result in results)
 
     steps = sum(result.steps for result in expected)
@@ -292,7 +307,7 @@ def test_the_context_slides_at_the_same_bytes_with_and_without_drafts() -> None:
     assert model.prefills[:half] == [[], *slid]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SEVERAL)
 def test_after_every_step_the_cache_is_that_of_a_fresh_prefill(family: HeadFamily) -> None:
     prompt = b"the byte models read and dra" * 4
     # Few drafts are right across the end of a bucket, many across the end of the context.
@@ -307,27 +322,29 @@ def _compare_caches(model: WatchedLM, prompt: bytes, settings: GenerateSettings,
     for step in decode_steps(model, prompt, settings, context_bytes=context_bytes):
         if len(ids) - start > context_bytes:
             start = len(ids) - context_bytes // 2
+        ids += step.data
+        if step.finish_reason is not None:
+            break
         cache = model.caches[-1]
-        # The step itself is not part of the cache yet, nor is the last id before it.
+        # The last id is read by the next pass.
         assert cache.length == len(ids) - 1 - start
         fresh = ByteLM.new_cache(model, 1, context_bytes)
         ByteLM.prefill(model, torch.tensor([ids[start:-1]], dtype=torch.int64), fresh)
         for layer in range(len(model.layers) + model.heads.cache_layers):
             ours, theirs = cache.read(layer, 0, cache.length), fresh.read(layer, 0, cache.length)
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-        ids += step.data
     assert len(ids) > context_bytes
 
 
-def test_a_padded_pass_always_has_the_same_rows_and_an_unpadded_one_just_those_it_needs() -> None:
+def test_a_padded_pass_has_a_multiple_of_four_rows_and_an_unpadded_one_just_those_it_needs() -> None:
     model = trained_model("linear")
     rows: dict[tuple[str, str], list[int]] = {}
     for exact, plain in itertools.product(("padded", "off"), ("heads", "none")):
         model.rows.clear()
         run(model, b"the byte ", max_bytes=40, draft=plain, exact=exact)
         rows[exact, plain] = list(model.rows)
-    assert padded_rows(HEADS) == 8
-    assert set(rows["padded", "heads"] + rows["padded", "none"]) == {8}
+    assert set(rows["padded", "heads"]) == {4, 8}
+    assert set(rows["padded", "none"]) == {4}
     assert set(rows["off", "none"]) == {1}
     assert rows["off", "heads"][0] == 1
     assert max(rows["off", "heads"]) == HEADS
@@ -342,7 +359,7 @@ def test_padded_rows_hold_all_drafts(heads: int, rows: int) -> None:
 @pytest.mark.parametrize("max_bytes", range(21))
 def test_max_bytes_is_exact(max_bytes: int, exact: Any) -> None:
     result = both(random_model("linear"), b"count", max_bytes=max_bytes, exact=exact)
-    assert len(result.data) == len(result.heads) == max_bytes
+    assert len(result.data) == len(result.sources) == max_bytes
     assert result.finish_reason == "max_bytes"
     whole = both(random_model("linear"), b"count", max_bytes=25, exact=exact)
     assert whole.data.startswith(result.data)
@@ -350,26 +367,27 @@ def test_max_bytes_is_exact(max_bytes: int, exact: Any) -> None:
 
 @pytest.mark.parametrize("family", INDEPENDENT)
 def test_accepted_drafts_and_steps_add_up_to_the_bytes(family: HeadFamily) -> None:
-    settings = GenerateSettings(max_bytes=60, temperature=0.5, seed=1)
+    settings = GenerateSettings(max_bytes=60, temperature=0.5, seed=1, draft="heads")
     for prompt in prompts(40, 11)[-10:]:
         steps = list(decode_steps(trained_model(family), prompt, settings, context_bytes=CONTEXT))
+        assert all(step.drafted == tuple(range(1, 1 + len(step.drafted))) for step in steps)
         result = Generation.of(steps, prediction_heads=HEADS, elapsed_s=2.0)
         # A pass whose own choice is the end of the document gives one byte less.
         ended = result.finish_reason == "end_of_document"
         assert sum(step.accepted for step in steps) + len(steps) - ended == len(result.data)
-        assert all(0 <= step.accepted <= step.proposed < HEADS for step in steps)
+        assert all(0 <= step.accepted <= len(step.drafted) < HEADS for step in steps)
         for head in range(1, HEADS):
-            proposed = sum(step.proposed >= head for step in steps)
+            proposed = sum(len(step.drafted) >= head for step in steps)
             acceptance = result.acceptance_by_head[head]
-            assert result.heads.count(head) == (acceptance * proposed if acceptance is not None else 0)
+            assert result.sources.count(head) == (acceptance * proposed if acceptance is not None else 0)
         assert result.bytes_per_step == len(result.data) / len(steps)
         assert result.bytes_per_second == len(result.data) / 2.0
 
 
 def test_each_byte_names_the_head_that_drafted_it() -> None:
-    settings = GenerateSettings(max_bytes=40)
+    settings = GenerateSettings(max_bytes=40, draft="heads")
     for step in decode_steps(trained_model("linear"), b"the byte ", settings, context_bytes=CONTEXT):
-        assert step.heads == (*range(1, step.accepted + 1), 0)
+        assert step.sources == (*range(1, step.accepted + 1), 0)
 
 
 def _cut(whole: bytes, stops: Sequence[bytes]) -> bytes:
@@ -381,7 +399,7 @@ def _cut(whole: bytes, stops: Sequence[bytes]) -> bytes:
     return whole
 
 
-@pytest.mark.parametrize("family", INDEPENDENT)
+@pytest.mark.parametrize("family", INDEPENDENT[:1])
 def test_stop_strings_cut_inside_and_across_accepted_blocks(family: HeadFamily) -> None:
     model, source = trained_model(family), random.Random(3)
     cut_at_draft = 0
@@ -393,8 +411,8 @@ def test_stop_strings_cut_inside_and_across_accepted_blocks(family: HeadFamily) 
             result = both(model, prompt, max_bytes=48, temperature=0.3, stop=stops)
             assert result.data == _cut(whole.data, stops)
             assert result.finish_reason == "stop"
-            assert len(result.heads) == len(result.data)
-            cut_at_draft += result.data[-1:] != b"" and result.heads[-1] > 0
+            assert len(result.sources) == len(result.data)
+            cut_at_draft += result.data[-1:] != b"" and result.sources[-1] > 0
     assert cut_at_draft > 5
 
 
@@ -403,7 +421,7 @@ def test_a_stop_string_is_looked_for_in_generated_bytes_alone_and_its_beginning_
     nn.init.zeros_(unembedding(model))  # says nothing but zero bytes
     settings = {"max_bytes": 12, "stop": (b"\x00" * 8,)}
     assert both(model, b"\x00" * 7, **settings).data == b""
-    never = GenerateSettings(max_bytes=12, stop=(b"\x00" * 8 + b"x",))
+    never = GenerateSettings(max_bytes=12, stop=(b"\x00" * 8 + b"x",), draft="heads")
     steps = list(decode_steps(model, b"", never, context_bytes=CONTEXT))
     # What might begin the string waits until it cannot any more, and the end releases the rest.
     assert [len(step.data) for step in steps] == [0, 0, 3, 9]
@@ -416,13 +434,11 @@ def test_a_stop_string_is_looked_for_in_generated_bytes_alone_and_its_beginning_
     st.data(),
 )
 def test_held_back_bytes_come_out_whole_for_any_blocks(stops: list[bytes], whole: bytes, data: st.DataObject) -> None:
-    from bytelm.decode import _Outlet
-
-    outlet, out, rest = _Outlet(len(whole), stops), b"", whole
+    outlet, out, rest = Outlet(len(whole), stops), b"", whole
     finish_reason = None
     while finish_reason is None:
         count = data.draw(st.integers(1, len(rest)))
-        finish_reason = outlet.take(list(rest[:count]), [0] * count)
+        finish_reason = outlet.take([Chosen(byte, 0) for byte in rest[:count]])
         rest = rest[count:]
         out += outlet.release(last=finish_reason is not None)[0]
         assert _cut(whole, stops).startswith(out)
@@ -438,25 +454,12 @@ def test_the_end_of_a_document_ends_the_output_also_where_it_was_drafted(family:
     assert both(model, b"the byte models.", max_bytes=20).data == b""
 
 
-def test_a_draft_ends_before_an_end_of_document() -> None:
-    logits_KV = np.zeros((4, VOCABULARY_SIZE), np.float32)
-    logits_KV[[0, 1, 2, 3], [65, 66, EOD, 67]] = 1.0
-    assert draft(logits_KV, Sampler(), 0) == [65, 66]
-
-
-def test_accept_takes_the_agreeing_beginning_and_no_more() -> None:
-    assert accept([], [1]) == 0
-    assert accept([1, 2, 3], [1, 2, 3, 4]) == 3
-    assert accept([1, 2, 3], [1, 9, 3, 4]) == 1
-    assert accept([1, 2, 3], [9, 2, 3, 4]) == 0
-
-
 def test_one_head_has_nothing_to_draft() -> None:
     model = random_model("linear", heads=1)
     result = both(model, b"alone", max_bytes=20)
     assert result.steps == 20
     assert result.acceptance_by_head == (1.0,)
-    assert set(model.rows) == {1}
+    assert set(model.rows) == {4}
 
 
 def test_the_largest_number_of_heads_is_decoded_exactly() -> None:
@@ -520,12 +523,15 @@ def test_weights_that_have_diverged_are_named() -> None:
     "settings",
     [
         {"max_bytes": -1},
-        {"draft": "tree"},
+        {"draft": "trie"},
         {"exact": "bit"},
         {"stop": (b"ok", b"")},
         {"temperature": -0.5},
         {"top_k": 3},
         {"seed": -1},
+        {"sequence": -1},
+        {"repetition_penalty": 0.5},
+        {"stop": (b"\xff",), "utf8": True},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:

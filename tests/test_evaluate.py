@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.config import HeadFamily, RunConfig
-from bytelm.decode import GenerateSettings, generate
+from bytelm.decode import generate
 from bytelm.errors import ConfigError, CorpusError
 from bytelm.evaluate import acceptance, bits_per_byte, excerpts
+from bytelm.generation import GenerateSettings
 from bytelm.model import ByteLM
 from bytelm.vocab import BYTE_COUNT, EOD, VOCABULARY_SIZE
 
@@ -207,7 +208,9 @@ def test_acceptance_counts_what_the_decoder_did() -> None:
     model = tiny_model()
     prompts = [b"", b"abc", b"\xff\x00"]
     result = acceptance(model, prompts, context_bytes=64, max_bytes=20)
-    runs = [generate(model, prompt, GenerateSettings(max_bytes=20), context_bytes=64) for prompt in prompts]
+    runs = [
+        generate(model, prompt, GenerateSettings(max_bytes=20, draft="heads"), context_bytes=64) for prompt in prompts
+    ]
     assert result.generated_bytes == sum(len(run.data) for run in runs)
     assert result.steps == sum(run.steps for run in runs)
     assert result.bytes_per_step == pytest.approx(result.generated_bytes / result.steps)

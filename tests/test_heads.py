@@ -119,9 +119,10 @@ def test_head_zero_has_the_same_bits_with_and_without_draft_heads(family: HeadFa
     with torch.inference_mode():
         cache = model.new_cache(1, 64)
         model.prefill(ids[:, :32], cache)
-        states = model.decode(ids[:, 32:], cache)
-        alone = model.heads.decode_logits(states, cache, range(0, 1))
-        beside = model.heads.decode_logits(states, cache, range(0, 4))
+        shared = model.cached_pass(cache, 8)
+        states = model.decode(ids[:, 32:], shared)
+        alone = model.heads.decode_logits(states, shared, range(0, 1))
+        beside = model.heads.decode_logits(states, shared, range(0, 4))
     assert torch.equal(alone[:, :, 0], beside[:, :, 0])
 
 
@@ -137,9 +138,10 @@ def test_drafts_of_one_row_equal_the_same_row_of_a_whole_window(family: HeadFami
         for accepted in (3, 1, 8, 5):
             rejected = torch.full((1, 8 - accepted), 7)
             rows = torch.cat((ids[:, cache.length : cache.length + accepted], rejected), dim=1)
-            states = model.decode(rows, cache)
+            shared = model.cached_pass(cache, 8)
+            states = model.decode(rows, shared)
             last = accepted - 1
-            drafts = model.heads.decode_logits(states, cache, range(1, 4), rows=slice(last, last + 1))
+            drafts = model.heads.decode_logits(states, shared, range(1, 4), rows=[last])
             place = cache.length + last
             torch.testing.assert_close(drafts[0, 0], expected[0, place, 1:], rtol=1e-4, atol=1e-5)
             cache.advance(accepted)

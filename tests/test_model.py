@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bytelm.config import PRESETS, HeadFamily, HeadsConfig, ModelConfig, RunConfig
 from bytelm.fine_tuning import freeze
 from bytelm.heads import FAMILIES
-from bytelm.kv_cache import BUCKET
+from bytelm.kv_cache import BUCKET, KVCache
+from bytelm.layers import JoinedPass
 from bytelm.masks import visible_dense
-from bytelm.model import ByteLM
+from bytelm.model import ROWS_MULTIPLE, ByteLM
 from bytelm.packing import pack
 from bytelm.vocab import EOD, VOCABULARY_SIZE
 
@@ -207,6 +208,13 @@ def test_every_id_of_the_vocabulary_can_be_read() -> None:
 # The cache
 
 
+def decoded(model: ByteLM, rows: Tensor, cache: KVCache, heads: range | None = None) -> Tensor:
+    """Logits (B, M, k, V) of a decoding pass."""
+    shared = model.cached_pass(cache, rows.shape[1])
+    which = range(model.heads.count) if heads is None else heads
+    return model.heads.decode_logits(model.decode(rows, shared), shared, which)
+
+
 def cached_logits(model: ByteLM, ids: Tensor, pieces: list[tuple[str, int]]) -> Tensor:
     """Logits of all heads where a text is read in pieces, each through ``prefill`` or through ``decode``."""
     cache = model.new_cache(ids.shape[0], ids.shape[1])
@@ -222,8 +230,7 @@ def cached_logits(model: ByteLM, ids: Tensor, pieces: list[tuple[str, int]]) -> 
             else:  # heads that attend answer in decoding passes alone
                 found.append(torch.full((*rows.shape, model.heads.count, VOCABULARY_SIZE), torch.nan))
         else:
-            states = model.decode(rows, cache)
-            found.append(model.heads.decode_logits(states, cache, range(model.heads.count)))
+            found.append(decoded(model, rows, cache))
             cache.advance(count)
     return torch.cat(found, dim=1)
 
@@ -257,14 +264,12 @@ def test_rejected_rows_leave_no_trace(family: HeadFamily) -> None:
         cache = model.new_cache(1, 140)
         model.prefill(ids[:, :96], cache)
         if with_rejection:
-            states = model.decode(some_ids(8, seed=9), cache)
-            model.heads.decode_logits(states, cache, range(HEADS))
+            decoded(model, some_ids(8, seed=9), cache)
             cache.advance(6)
             cache.truncate(96)
         found = []
         while cache.length < 128:
-            states = model.decode(ids[:, cache.length : cache.length + 8], cache)
-            found.append(model.heads.decode_logits(states, cache, range(HEADS)))
+            found.append(decoded(model, ids[:, cache.length : cache.length + 8], cache))
             cache.advance(8)
         return torch.cat(found, dim=1)
 
@@ -272,32 +277,83 @@ def test_rejected_rows_leave_no_trace(family: HeadFamily) -> None:
         assert torch.equal(continued(with_rejection=True), continued(with_rejection=False))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["linear", "transformer"])
-@pytest.mark.parametrize("rows", [4, 8, 16])
 def test_the_bits_of_a_row_depend_on_nothing_but_the_bytes_before_it(
-    family: HeadFamily, rows: int, threads: int
+    family: HeadFamily, dtype: torch.dtype, packed: bool, threads: int
 ) -> None:
-    model = new_model(family, RunConfig.build("tiny").model)
+    model = new_model(family, RunConfig.build("tiny").model).to(dtype)
+    if packed:
+        model.pack()
     generator = torch.Generator().manual_seed(7)
     ids, position = some_ids(200), 180  # the bucket begins at 128
-    # Two threads on a busy machine wait for each other: a few places are enough there, all of them on one.
-    places = range(rows) if threads == 1 else sorted({0, 1, rows // 2, rows - 1})
     cache = model.new_cache(1, 256)
     found = []
     with torch.inference_mode():
-        model.prefill(ids[:, :160], cache)
-        while cache.length <= position:  # every slot from here on is written by a pass of the same number of rows
-            states = model.decode(ids[:, cache.length : cache.length + rows], cache)
-            model.heads.decode_logits(states, cache, range(0, 1))
-            cache.advance(rows)
-        for place in places:
-            cache.truncate(position - place)
-            noise = torch.randint(0, EOD, (1, rows - place - 1), generator=generator)
-            states = model.decode(torch.cat((ids[:, position - place : position + 1], noise), dim=1), cache)
-            logits = model.heads.decode_logits(states, cache, range(0, 1))
-            found.append(logits[0, place])
-            cache.advance(place + 1)
+        model.prefill(ids[:, :150], cache)
+        # Two threads on a busy machine wait for each other: a few places are enough there.
+        for rows in (4, 8, 12, 24) if threads == 1 else (4, 12):
+            for place in range(0, rows, 3):
+                cache.truncate(150)
+                while cache.length < position - place:  # every slot from 150 on is written by a pass of some rows
+                    count = min(rows, position - place - cache.length)
+                    noise = torch.randint(0, EOD, (1, rows - count), generator=generator)
+                    decoded(model, torch.cat((ids[:, cache.length : cache.length + count], noise), dim=1), cache)
+                    cache.advance(count)
+                noise = torch.randint(0, EOD, (1, rows - place - 1), generator=generator)
+                inputs = torch.cat((ids[:, position - place : position + 1], noise), dim=1)
+                found.append(decoded(model, inputs, cache, range(0, 1))[0, place])
+    assert len(found) >= 6
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.usefixtures("threads")
+def test_rows_of_several_sequences_have_the_bits_that_they_have_alone() -> None:
+    model = new_model("transformer", RunConfig.build("tiny").model)
+    lengths, counts = [0, 17, 127, 300, 128], [2, 8, 1, 3, 6]
+    multiple = model.rows_of_a_sequence
+    alone, passes, inputs, places = [], [], [], []
+    with torch.inference_mode():
+        for index, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+            cache = model.new_cache(1, 512)
+            model.prefill(some_ids(length, index), cache)
+            rows = some_ids(count, 100 + index)
+            single = torch.cat((rows, some_ids(-count % ROWS_MULTIPLE, 7)), dim=1)
+            alone.append(decoded(model, single, cache, range(0, 1))[0, :count])
+            cache.truncate(length)
+            padding = -count % multiple if index < 4 else -(count + len(places)) % ROWS_MULTIPLE
+            passes.append(model.cached_pass(cache, count + padding))
+            places += [*range(count), *[-1] * padding]
+            inputs.append(torch.cat((rows, some_ids(padding, 9)), dim=1))
+        joined = JoinedPass.build(passes)
+        inputs_1M = torch.cat(inputs, dim=1)
+        assert inputs_1M.shape[1] % ROWS_MULTIPLE == 0
+        hidden_1MD = model.decode(inputs_1M, joined)
+        logits_MV = model.heads.decode_logits(hidden_1MD, joined, range(0, 1))[0]
+    together = logits_MV[[place >= 0 for place in places]].split(counts)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("family", ["linear", "transformer"])
+def test_a_row_of_a_tree_sees_its_own_path_and_the_chain_keeps_its_bits(family: HeadFamily) -> None:
+    model = new_model(family)
+    ids = some_ids(60)
+    # Rows 0 1 2 3 are a chain, 4 and 5 another path from row 0, 6 one from row 2, 7 padding.
+    parents, paths = [-1, 0, 1, 2, 0, 4, 2, 6], [[0, 4, 5], [0, 1, 2, 6]]
+    rows = some_ids(8, seed=5)
+    with torch.inference_mode():
+        cache = model.new_cache(1, 128)
+        model.prefill(ids, cache)
+        shared = model.cached_pass(cache, 8, parents)
+        hidden = model.decode(rows, shared)
+        tree = model.heads.decode_logits(hidden, shared, range(HEADS))[0]
+        cache.truncate(60)
+        chain = decoded(model, torch.cat((rows[:, :4], some_ids(4)), dim=1), cache)[0]
+        assert torch.equal(tree[:4, 0], chain[:4, 0])
+        for path in paths:
+            expected = model(torch.cat((ids, rows[:, path]), dim=1))[0, 60:]
+            torch.testing.assert_close(tree[path], expected, rtol=1e-4, atol=2e-4)
 
 
 def test_padding_rows_at_the_end_of_the_cache_stay_finite() -> None:
@@ -309,8 +365,7 @@ def test_padding_rows_at_the_end_of_the_cache_stay_finite() -> None:
             expected = model(ids)
             cache = model.new_cache(1, 128)
             model.prefill(ids[:, :127], cache)
-            states = model.decode(torch.cat((ids[:, 127:], some_ids(31)), dim=1), cache)
-            logits = model.heads.decode_logits(states, cache, range(HEADS))
+            logits = decoded(model, torch.cat((ids[:, 127:], some_ids(31)), dim=1), cache)
             assert logits.isfinite().all()
             torch.testing.assert_close(logits[:, 0], expected[:, 127], rtol=1e-4, atol=2e-4)
             for layer in range(3 + model.heads.cache_layers):

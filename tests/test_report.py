@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from bytelm.config import HeadsConfig, ModelConfig, RunConfig
 from bytelm.data.ingest import ingest
-from bytelm.decode import Generation
 from bytelm.errors import CheckpointError
+from bytelm.generation import Generation
 from bytelm.history import read_histories, thinned
 from bytelm.model import ByteLM
 from bytelm.report import (
@@ -76,7 +76,7 @@ def tiny_model(heads: int = 3) -> ByteLM:
 def generation(data: bytes, heads: tuple[int, ...], elapsed_s: float = 1.0) -> Generation:
     return Generation(
         data=data,
-        heads=heads,
+        sources=heads,
         steps=heads.count(0),
         elapsed_s=elapsed_s,
         finish_reason="max_bytes",

@@ -112,7 +112,7 @@ def test_json_is_one_object_with_what_was_asked_for(run: Path, capfdbinary: Any)
         "steps": expected.steps,
         "bytes_per_step": 40 / expected.steps,
         "acceptance_by_head": list(expected.acceptance_by_head),
-        "draft": "heads",
+        "draft": "adaptive",
         "exact": "padded",
         "temperature": 0.8,
         "seed": 7,
@@ -125,7 +125,7 @@ def test_json_is_one_object_with_what_was_asked_for(run: Path, capfdbinary: Any)
 
 def test_json_names_the_head_of_each_byte_if_asked(run: Path, capfdbinary: Any) -> None:
     command(run, "", "--max-bytes", "20", "--json", "--show-drafts")
-    assert json.loads(capfdbinary.readouterr().out)["heads"] == list(load(run).generate("", max_bytes=20).heads)
+    assert json.loads(capfdbinary.readouterr().out)["sources"] == list(load(run).generate("", max_bytes=20).sources)
 
 
 def test_nothing_asked_for_is_answered_with_nothing(run: Path, capfdbinary: Any) -> None:
@@ -221,7 +221,7 @@ def test_a_terminal_colours_bytes_by_the_head_that_drafted_them() -> None:
     colours = [piece.rpartition("m")[0] for piece in pieces]
     assert [piece.rpartition("m")[2] for piece in pieces] == ["a", "b", "é", "\n"] + [""] * (len(pieces) - 4)
     assert colours[0] == colours[2] != colours[1]
-    assert view.legend.plain == "chosen by the trunk, or drafted by head 1 2"
+    assert view.legend.plain == "chosen by the trunk, or drafted by head 1 2, by the text's own past"
 
 
 def test_ctrl_c_stops_and_still_sums_up(run: Path) -> None:

@@ -1,0 +1,87 @@
+"""The law of the next byte at each node: what the settings make of the trunk's logits, and the choice from it.
+
+    repetition penalty   logits of the last bytes are moved towards unlikely
+    UTF-8                what is no UTF-8 here is excluded, also a character that would not fit into the bytes asked for
+    temperature, top_k, top_p, min_p, noise of the position: the ``Sampler``
+
+All of this is a function of the bytes before the node, never of who drafted them, so drafts change no byte.
+
+Shapes: V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bytelm import utf8_automaton
+from bytelm.sampling import CHOICES, Sampler
+from bytelm.vocab import EOD
+
+PENALTY_BYTES: Final = 64
+"""Bytes back that a repetition penalty looks at: among bytes, all that a text needs have come up long ago."""
+
+
+@dataclass(slots=True)
+class Node:
+    """What the law must know of the bytes before a node.
+
+    Attributes:
+        position: Of the byte that is chosen here, in the output.
+        utf8_state: Of the automaton.
+        recent: The last bytes, at most ``PENALTY_BYTES``.
+    """
+
+    position: int
+    utf8_state: int
+    recent: bytes
+
+    def after(self, identifier: int) -> "Node":
+        """The node that an id leads to."""
+        if identifier == EOD:
+            return Node(self.position + 1, utf8_automaton.START, self.recent)
+        state = utf8_automaton.advance(self.utf8_state, (identifier,))
+        return Node(self.position + 1, state, (self.recent + bytes((identifier,)))[-PENALTY_BYTES:])
+
+
+class Law:
+    """How one sequence chooses.
+
+    Args:
+        sampler: Temperature, restrictions, noise.
+        utf8: Whether the output is UTF-8.
+        repetition_penalty: Logits above 0 of bytes that came up are divided by it, those below multiplied; 1 for none.
+        max_bytes: Of the output, for characters that would not fit.
+    """
+
+    def __init__(self, sampler: Sampler, *, utf8: bool, repetition_penalty: float, max_bytes: int) -> None:
+        self.sampler = sampler
+        self._utf8, self._penalty, self._max_bytes = utf8, repetition_penalty, max_bytes
+        self.constrained = utf8 or repetition_penalty != 1.0
+
+    def first_node(self, prompt: bytes) -> Node:
+        """Where the first byte is chosen. A prompt that is no UTF-8 counts as one that ends between characters."""
+        state = utf8_automaton.START
+        for byte in prompt:
+            state = utf8_automaton.advance(state, (byte,))
+            if state == utf8_automaton.REJECTED:  # the byte may begin a character itself
+                state = utf8_automaton.advance(utf8_automaton.START, (byte,)) % utf8_automaton.REJECTED
+        return Node(0, state, prompt[-PENALTY_BYTES:])
+
+    def logits(self, logits_V: npt.NDArray[np.float32], node: Node) -> npt.NDArray[np.float32]:
+        """Logits of a node with penalty and exclusions (257,); the given ones where there are none."""
+        if not self.constrained:
+            return logits_V[:CHOICES]
+        changed = logits_V[:CHOICES].copy()
+        if self._penalty != 1.0 and node.recent:
+            seen = np.unique(np.frombuffer(node.recent, np.uint8))
+            values = changed[seen]
+            changed[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)
+        if self._utf8:
+            changed[utf8_automaton.forbidden(node.utf8_state, max(1, self._max_bytes - node.position))] = -np.inf
+        return changed
+
+    def choose(self, logits_V: npt.NDArray[np.float32], node: Node) -> int:
+        """The id at a node, in [0, 257)."""
+        return self.sampler.choose(self.logits(logits_V, node)[None], node.position)[0]
