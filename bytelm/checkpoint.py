@@ -35,6 +35,7 @@ from bytelm.config import PATH_OF_CONFIG, RunConfig
 from bytelm.errors import CheckpointError
 from bytelm.files import flush_folder, refusals_named, write_file
 from bytelm.model import ByteLM
+from bytelm.shipped import shipped_model
 
 FORMAT: Final = "bytelm checkpoint"
 FORMAT_VERSION: Final = 2
@@ -163,6 +164,8 @@ def latest_checkpoint(run: Path) -> Path | None:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, the one that the link ``best`` names, or the newest one of a run.
 
+    A model that was exported is one too; the name of a model that ships with bytelm means that one.
+
     Raises:
         CheckpointError: The path does not exist, or is neither.
     """
@@ -173,7 +176,11 @@ def find_checkpoint(path: Path) -> Path:
     newest = latest_checkpoint(path)
     if newest is not None:
         return newest
+    if (path / _MANIFEST).is_file():
+        return path
     if not path.exists():
+        if (shipped := shipped_model(path)) is not None:
+            return shipped
         raise CheckpointError(f"{path} does not exist; give the folder of a run, or one of its checkpoints")
     if (path / PATH_OF_CONFIG).is_file():
         raise CheckpointError(f"{path} has no checkpoint yet; train it first: bytelm train --out {path}")
@@ -282,7 +289,35 @@ def load_weights(checkpoint: Path) -> tuple[RunConfig, dict[str, Tensor]]:
         CheckpointError: A file is missing or damaged, or the version is unknown.
     """
     _verify(checkpoint, (_MODEL, PATH_OF_CONFIG))
-    return _read_config(checkpoint), safetensors.torch.load_file(checkpoint / _MODEL)
+    weights = safetensors.torch.load_file(checkpoint / _MODEL)
+    return _read_config(checkpoint), {name: weight.float() for name, weight in weights.items()}
+
+
+def write_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: RunConfig,
+    *,
+    step: int,
+    corpus: str | list[str],
+    fingerprint: str | list[str],
+) -> None:
+    """Fill a folder with a model alone; ``load_weights`` reads it.
+
+    Args:
+        folder: Empty.
+        weights: By name, in the dtype that the file shall have.
+        config: Of the run.
+        step: At which it has these weights.
+        corpus: See ``Snapshot``.
+        fingerprint: See ``Snapshot``.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    _write_tensors(folder / _MODEL, weights)
+    write_file(folder / PATH_OF_CONFIG, config_text(config, corpus=corpus, fingerprint=fingerprint).encode())
+    _write_manifest(folder, step, (_MODEL, PATH_OF_CONFIG))
 
 
 def checkpoint_bytes(snapshot: Snapshot) -> int:
@@ -304,10 +339,22 @@ def read_corpus(path: Path) -> tuple[str | list[str], str | list[str]]:
     Raises:
         CheckpointError: As ``load_model``.
     """
-    checkpoint = find_checkpoint(Path(path))
-    _verify(checkpoint, (_STATE,))
-    state = json.loads((checkpoint / _STATE).read_bytes())
-    return state["corpus"], state["fingerprint"]
+    _, corpus, fingerprint = read_training(find_checkpoint(Path(path)))
+    return corpus, fingerprint
+
+
+def read_training(checkpoint: Path) -> tuple[int, str | list[str], str | list[str]]:
+    """How many steps a checkpoint was trained for, on which corpus or corpora, and their fingerprints.
+
+    Args:
+        checkpoint: Folder of one checkpoint, or of a model alone.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the version is unknown.
+    """
+    _verify(checkpoint, (PATH_OF_CONFIG,))
+    made_by = tomllib.loads((checkpoint / PATH_OF_CONFIG).read_text(encoding="utf-8"))["made_by"]
+    return _read_manifest(checkpoint)["step"], made_by["corpus"], made_by["corpus_fingerprint"]
 
 
 def read_run(run: Path) -> tuple[RunConfig, str | list[str]]:
@@ -358,12 +405,16 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
         _write_tensors(folder / name, tensors)
     write_file(folder / _STATE, _rendered(state))
     write_file(folder / PATH_OF_CONFIG, text.encode())
+    _write_manifest(folder, snapshot.step, _FILES)
+
+
+def _write_manifest(folder: Path, step: int, names: tuple[str, ...]) -> None:
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "bytelm": bytelm.__version__,
-        "step": snapshot.step,
-        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in _FILES},
+        "step": step,
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
     }
     write_file(folder / _MANIFEST, _rendered({**manifest, "sha256": hashlib.sha256(_rendered(manifest)).hexdigest()}))
 
@@ -417,6 +468,11 @@ def _verify(checkpoint: Path, names: tuple[str, ...]) -> None:
             if size != facts["bytes"]:
                 raise _damaged(checkpoint, f"{name} has {size} bytes, {facts['bytes']} were written")
         for name in names:
+            if name not in manifest["files"]:
+                raise CheckpointError(
+                    f"{checkpoint} holds a model alone, not the {name} that a training needs to go on; "
+                    f"begin another run with --init-from {checkpoint}"
+                )
             if _sha256(checkpoint / name) != manifest["files"][name]["sha256"]:
                 raise _damaged(checkpoint, f"the contents of {name} are not those that were written")
 
@@ -440,7 +496,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     whole = _rendered({**manifest, "sha256": own_sum})
     if whole != content or hashlib.sha256(_rendered(manifest)).hexdigest() != own_sum:
         raise _damaged(checkpoint, f"the contents of {_MANIFEST} are not those that were written")
-    if manifest["step"] != _step_of(checkpoint):
+    if _NAME.fullmatch(checkpoint.name) and manifest["step"] != _step_of(checkpoint):
         raise _damaged(checkpoint, f"its {_MANIFEST} is that of step {manifest['step']}")
     return manifest
 
@@ -454,6 +510,8 @@ def _unreadable_named(checkpoint: Path) -> Iterator[None]:
 
 
 def _damaged(checkpoint: Path, reason: str) -> CheckpointError:
+    if not _NAME.fullmatch(checkpoint.name):
+        return CheckpointError(f"{checkpoint} is damaged: {reason}; export the model, or install bytelm, again")
     run = checkpoint.parent.parent
     older = [path for path in checkpoints(run) if _step_of(path) < _step_of(checkpoint)]
     remedy = f"an older one is {older[-1]}" if older else f"{run} has no older one: train again"

@@ -26,6 +26,7 @@ _REFUSALS = {
     errno.ENOENT: ("the system makes no such file or folder there", "choose another --out"),
     errno.ENAMETOOLONG: ("the name is too long for this file system", "choose a shorter --out"),
     errno.ELOOP: ("its links lead in a circle", "choose another --out"),
+    errno.EEXIST: ("something else is in its place", "choose another --out"),
     errno.EIO: ("the disk reports an input/output error", "check the disk, then choose another --out"),
 }
 

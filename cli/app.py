@@ -12,6 +12,7 @@ import typer
 from bytelm.cli import console
 from bytelm.cli.doctor import doctor
 from bytelm.cli.evaluate import evaluate
+from bytelm.cli.export import export
 from bytelm.cli.generate import generate
 from bytelm.cli.grouped_help import GroupedCommand
 from bytelm.cli.ingest import ingest
@@ -60,6 +61,7 @@ app.command()(train)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(report)
+app.command()(export)
 app.command()(doctor)
 
 

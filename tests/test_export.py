@@ -1,0 +1,126 @@
+"""A model alone says what the run's model says, and is as well guarded as a checkpoint."""
+
+import importlib.resources
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bytelm import shipped
+from bytelm.checkpoint import Snapshot, find_checkpoint, load_model, load_snapshot, read_corpus, save_checkpoint
+from bytelm.config import RunConfig
+from bytelm.errors import BytelmError, CheckpointError, StorageError
+from bytelm.export import export_model
+from bytelm.model import ByteLM
+
+CONFIG = RunConfig.build(
+    "tiny",
+    ["model.d_model=16", "model.layers=1", "model.attention_heads=2", "model.kv_heads=1", "model.d_ff=16"],
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    snapshot = Snapshot(
+        step=7,
+        config=CONFIG,
+        corpus="/somewhere/corpus",
+        fingerprint="f00d",
+        model=ByteLM(CONFIG.model, CONFIG.heads).state_dict(),
+        optimizer={},
+        random={"cpu": torch.get_rng_state()},
+        progress={},
+    )
+    save_checkpoint(folder, snapshot, keep=1)
+    return folder
+
+
+def test_a_float32_export_is_the_model_of_the_run(run: Path, tmp_path: Path) -> None:
+    exported, config = load_model(export_model(run, tmp_path / "model", dtype="float32"))
+    model, expected = load_model(run)
+    assert config == expected == CONFIG
+    for name, weight in model.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], weight)
+    assert read_corpus(tmp_path / "model") == read_corpus(run) == ("/somewhere/corpus", "f00d")
+
+
+def test_a_bfloat16_export_is_the_model_with_rounded_weights(run: Path, tmp_path: Path) -> None:
+    folder = export_model(run, tmp_path / "model")
+    exported, _ = load_model(folder)
+    model, _ = load_model(run)
+    for name, weight in model.state_dict().items():
+        assert exported.state_dict()[name].dtype == torch.float32
+        assert torch.equal(exported.state_dict()[name], weight.bfloat16().float())
+    size = (folder / "model.safetensors").stat().st_size
+    assert size < 0.7 * (find_checkpoint(run) / "model.safetensors").stat().st_size
+    assert sorted(path.name for path in folder.iterdir()) == ["config.toml", "manifest.json", "model.safetensors"]
+
+
+def test_what_exists_is_not_written_over(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(StorageError, match="it exists; choose another --out"):
+        export_model(run, tmp_path / "model")
+
+
+def test_training_does_not_go_on_from_a_model_alone(run: Path, tmp_path: Path) -> None:
+    folder = export_model(run, tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"holds a model alone, .* --init-from"):
+        load_snapshot(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.toml", "manifest.json"])
+def test_damage_is_noticed(name: str, run: Path, tmp_path: Path) -> None:
+    folder = export_model(run, tmp_path / "model")
+    sound = (folder / name).read_bytes()
+    for at in range(0, len(sound), max(1, len(sound) // 40)):
+        (folder / name).write_bytes(sound[:at] + bytes([sound[at] ^ 4]) + sound[at + 1 :])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            load_model(folder)
+    (folder / name).unlink()
+    with pytest.raises(BytelmError):
+        load_model(folder)
+
+
+def test_a_refused_write_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="something else is in its place; choose another --out"):
+        export_model(run, tmp_path / "file" / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
+
+
+@pytest.fixture
+def installed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Ships a model in an installation of its own, whose resources are in a folder of the test."""
+    package = tmp_path / "package"
+    monkeypatch.setattr(importlib.resources, "files", lambda _: package)
+
+    def ship(name: str) -> Path:
+        return export_model(run, package / "models" / name)
+
+    return ship
+
+
+def test_a_name_without_a_path_means_a_shipped_model(
+    installed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = installed("pocket")
+    assert shipped.shipped_models() == {"pocket": folder}
+    assert find_checkpoint(Path("pocket")) == folder
+    assert load_model(Path("pocket"))[1] == CONFIG
+    for path in ("./x/pocket", "other"):
+        with pytest.raises(CheckpointError, match="does not exist"):
+            find_checkpoint(Path(path))
+
+
+def test_a_run_with_the_name_of_a_shipped_model_comes_first(
+    installed: Callable[[str], Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    installed("pocket")
+    shutil.copytree(run, "pocket")
+    assert find_checkpoint(Path("pocket")) == Path("pocket/checkpoints/step-00000007")
