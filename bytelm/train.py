@@ -90,7 +90,8 @@ def train(
 
     Raises:
         ConfigError: No budget, a device that is not there, or settings that the run cannot take up.
-        TrainingError: The loss or the gradient is not finite and going back did not help, or memory is used up.
+        TrainingError: The loss or the gradient is not finite and going back did not help, or memory is used up, or
+            another of the processes has ended.
         CorpusError: The corpus is missing, damaged or shorter than one window.
         CheckpointError: All checkpoints are damaged, or they and ``resume``, settings or corpus do not fit together,
             or another process trains in the same folder.

@@ -56,6 +56,7 @@ TINY = [
     "train.save_every_steps=4",
 ]
 SHARING = ("ddp", "fsdp")
+SOURCE = "the run that others begin with"
 RUNS = {
     "ddp": [],
     "ddp-accumulated": ["train.accumulation=3", "train.batch_windows=2"],
@@ -66,6 +67,8 @@ RUNS = {
     "fsdp-accumulated": ["train.accumulation=3", "train.batch_windows=2", "train.save_in_background=false"],
     "fsdp-curriculum": ["heads.family=causal", "heads.curriculum=forward", "train.accumulation=2"],
     "fsdp-everything": ["train.schedule=wsd", "train.ema_decay=0.9", "heads.z_loss=0.01", "data.packing=document"],
+    "ddp-frozen": ["train.frozen=language_model", f"train.init_from={SOURCE}"],
+    "fsdp-frozen": ["train.frozen=trunk", f"train.init_from={SOURCE}", "heads.family=mlp"],
 }
 """Changes of a run, by a name that begins with how two processes share it."""
 GRADIENTS = {
@@ -126,6 +129,7 @@ def found(corpus: Path, windows: torch.Tensor, tmp_path_factory: pytest.TempPath
         changes = [*TINY, *FULL, f"train.parallel={sharing}"]
         trainings.append({"run": f"{sharing}-full", "changes": changes, "ranks": 2, "full": True})
     for one in trainings:
+        one["changes"] = beginning(place, one["changes"])
         one |= {"corpus": str(corpus), "run": str(place / one["run"])}
     plan = {"gradients": GRADIENTS, "windows": windows.tolist(), "trainings": trainings}
     (place / "plan.json").write_text(json.dumps(plan))
@@ -138,6 +142,11 @@ def found(corpus: Path, windows: torch.Tensor, tmp_path_factory: pytest.TempPath
     )
     assert done.returncode == 0, done.stderr
     return place
+
+
+def beginning(place: Path, changes: list[str]) -> list[str]:
+    """Settings of a run that may begin with another one."""
+    return [change.replace(SOURCE, str(place / "ddp")) for change in changes]
 
 
 def assert_same_run(one: Path, other: Path, but: Collection[str] = ()) -> None:
@@ -171,7 +180,7 @@ def assert_same_run(one: Path, other: Path, but: Collection[str] = ()) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one_does(found: Path, corpus: Path, tmp_path: Path, name: str) -> None:
-    for _ in train(settings(*RUNS[name]), corpus, tmp_path / "alone"):
+    for _ in train(settings(*beginning(found, RUNS[name])), corpus, tmp_path / "alone"):
         pass
     assert_same_run(found / name, tmp_path / "alone")
 
