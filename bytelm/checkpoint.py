@@ -5,6 +5,7 @@
       optimizer.safetensors  the optimizer's state, the random generators, and the trained weights beside an average
       state.json             step, corpus, loader position and whatever else the trainer counts
       config.toml            the settings
+      vocabulary.json        of a BPE baseline: its merges
       manifest.json          written last: version, size and SHA-256 of each of these files, and of itself
 
 The folder is filled under another name, flushed to the disk and renamed, so that a folder with the right name is a
@@ -31,11 +32,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import bytelm
+from bytelm.bpe import read_vocabulary, saved_form
 from bytelm.config import PATH_OF_CONFIG, RunConfig
 from bytelm.errors import CheckpointError
 from bytelm.files import flush_folder, refusals_named, write_file
 from bytelm.model import ByteLM
 from bytelm.shipped import shipped_model
+from bytelm.vocab import Vocab
 
 FORMAT: Final = "bytelm checkpoint"
 FORMAT_VERSION: Final = 2
@@ -46,6 +49,7 @@ _MODEL: Final = "model.safetensors"
 _OPTIMIZER: Final = "optimizer.safetensors"
 _STATE: Final = "state.json"
 _MANIFEST: Final = "manifest.json"
+_VOCABULARY: Final = "vocabulary.json"
 _FILES: Final = (_MODEL, _OPTIMIZER, _STATE, PATH_OF_CONFIG)
 _NAME: Final = re.compile(r"step-(\d{8,})")
 _UNFINISHED: Final = ".part"
@@ -83,6 +87,8 @@ class Snapshot:
     """Optimizer state by name."""
     random: Mapping[str, Tensor]
     """States of the random generators by device, uint8."""
+    vocabulary: bytes = b""
+    """What ids stand for, as a file; empty where they are bytes."""
     progress: Mapping[str, Any]
     """What the trainer counts (bytes, seconds, loader position …), as JSON values."""
 
@@ -255,6 +261,7 @@ def load_snapshot(checkpoint: Path) -> Snapshot:
         fingerprint=state["fingerprint"],
         model=trained or evaluated,
         average=evaluated if trained else {},
+        vocabulary=_saved_vocabulary(checkpoint),
         optimizer=_with_prefix(_OPTIMIZER_STATE, optimizer),
         random=_with_prefix(_RANDOM, optimizer),
         progress=state["progress"],
@@ -272,9 +279,10 @@ def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
     Raises:
         CheckpointError: No checkpoint is there, a file of it is missing or damaged, or the version is unknown.
     """
-    config, weights = load_weights(find_checkpoint(Path(path)))
+    checkpoint = find_checkpoint(Path(path))
+    config, weights = load_weights(checkpoint)
     with _Undrawn():
-        model = ByteLM(config.model, config.heads)
+        model = ByteLM(config.model, config.heads, vocabulary=load_vocabulary(checkpoint, config))
     model.load_state_dict(weights, assign=True)
     return model.eval(), config
 
@@ -301,6 +309,7 @@ def write_model(
     step: int,
     corpus: str | list[str],
     fingerprint: str | list[str],
+    vocabulary: Vocab,
 ) -> None:
     """Fill a folder with a model alone; ``load_weights`` reads it.
 
@@ -311,13 +320,30 @@ def write_model(
         step: At which it has these weights.
         corpus: See ``Snapshot``.
         fingerprint: See ``Snapshot``.
+        vocabulary: What ids stand for.
 
     Raises:
         OSError: The disk refuses.
     """
     _write_tensors(folder / _MODEL, weights)
     write_file(folder / PATH_OF_CONFIG, config_text(config, corpus=corpus, fingerprint=fingerprint).encode())
-    _write_manifest(folder, step, (_MODEL, PATH_OF_CONFIG))
+    content = saved_form(vocabulary)
+    if content:
+        write_file(folder / _VOCABULARY, content)
+    _write_manifest(folder, step, (_MODEL, PATH_OF_CONFIG, *((_VOCABULARY,) if content else ())))
+
+
+def load_vocabulary(checkpoint: Path, config: RunConfig) -> Vocab:
+    """What the ids of a checkpoint stand for; ``load_weights`` or ``load_snapshot`` has verified the file.
+
+    Args:
+        checkpoint: Folder of one checkpoint.
+        config: Its settings.
+
+    Raises:
+        CheckpointError: It is of an unknown version.
+    """
+    return read_vocabulary(config.model.vocabulary, _saved_vocabulary(checkpoint), checkpoint / _VOCABULARY)
 
 
 def checkpoint_bytes(snapshot: Snapshot) -> int:
@@ -327,7 +353,12 @@ def checkpoint_bytes(snapshot: Snapshot) -> int:
         snapshot: Of its tensors only shapes and dtypes are looked at.
     """
     text = config_text(snapshot.config, corpus=snapshot.corpus, fingerprint=snapshot.fingerprint)
-    return sum(map(_tensor_file_bytes, _tensors_by_file(snapshot).values())) + len(text) + _OTHER_TEXT_BYTES
+    return (
+        sum(map(_tensor_file_bytes, _tensors_by_file(snapshot).values()))
+        + len(text)
+        + len(snapshot.vocabulary)
+        + _OTHER_TEXT_BYTES
+    )
 
 
 def read_corpus(path: Path) -> tuple[str | list[str], str | list[str]]:
@@ -405,7 +436,11 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
         _write_tensors(folder / name, tensors)
     write_file(folder / _STATE, _rendered(state))
     write_file(folder / PATH_OF_CONFIG, text.encode())
-    _write_manifest(folder, snapshot.step, _FILES)
+    names = _FILES
+    if snapshot.vocabulary:
+        write_file(folder / _VOCABULARY, snapshot.vocabulary)
+        names = (*_FILES, _VOCABULARY)
+    _write_manifest(folder, snapshot.step, names)
 
 
 def _write_manifest(folder: Path, step: int, names: tuple[str, ...]) -> None:
@@ -417,6 +452,11 @@ def _write_manifest(folder: Path, step: int, names: tuple[str, ...]) -> None:
         "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
     }
     write_file(folder / _MANIFEST, _rendered({**manifest, "sha256": hashlib.sha256(_rendered(manifest)).hexdigest()}))
+
+
+def _saved_vocabulary(checkpoint: Path) -> bytes:
+    path = checkpoint / _VOCABULARY
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _tensors_by_file(snapshot: Snapshot) -> dict[str, Mapping[str, Tensor]]:
@@ -467,7 +507,7 @@ def _verify(checkpoint: Path, names: tuple[str, ...]) -> None:
             size = path.stat().st_size
             if size != facts["bytes"]:
                 raise _damaged(checkpoint, f"{name} has {size} bytes, {facts['bytes']} were written")
-        for name in names:
+        for name in (*names, *(name for name in manifest["files"] if name == _VOCABULARY)):
             if name not in manifest["files"]:
                 raise CheckpointError(
                     f"{checkpoint} holds a model alone, not the {name} that a training needs to go on; "

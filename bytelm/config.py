@@ -36,6 +36,8 @@ _FAMILIES_OF_LAYERS: Final = ("transformer", "causal", "anticausal")
 MAX_PREDICTION_HEADS: Final = 32
 BUDGETS: Final = ("steps", "bytes", "time_budget_s")
 PATH_OF_CONFIG: Final = "config.toml"
+_BYTES_OF_A_WORD: Final = 24
+_BYTES_OF_A_TARGET: Final = 8
 
 
 class _Section(BaseModel):
@@ -281,6 +283,13 @@ class RunConfig(_Section):
     train: TrainConfig = Field(default_factory=TrainConfig, description="the optimization")
 
     @property
+    def ahead_bytes(self) -> int:
+        """Bytes of a window behind its inputs, for the targets of the last ones."""
+        if self.model.vocabulary == BYTE_VOCABULARY:
+            return self.heads.count
+        return _BYTES_OF_A_WORD + _BYTES_OF_A_TARGET * self.heads.count
+
+    @property
     def trunk_layers(self) -> int:
         """Layers of the trunk itself, after ``heads.keep_parameters_equal``."""
         return trunk_layers(self.model, self.heads)
@@ -296,6 +305,11 @@ class RunConfig(_Section):
             raise ValueError(
                 f"heads.keep_parameters_equal takes heads.count - 1 = {self.heads.count - 1} layers off "
                 f"model.layers = {self.model.layers}, which leaves no trunk"
+            )
+        if self.model.vocabulary != BYTE_VOCABULARY and self.data.packing != "stream":
+            raise ValueError(
+                f"data.packing = {self.data.packing} counts bytes, and model.vocabulary = {self.model.vocabulary} has "
+                "ids of several; set data.packing = stream"
             )
         if self.train.frozen == "language_model":
             self._leaves_heads_to_learn()

@@ -66,7 +66,7 @@ class Corpora:
         """
         settings = {
             "window_bytes": config.data.window_bytes,
-            "prediction_heads": config.heads.count,
+            "prediction_heads": config.ahead_bytes,
             "batch_windows": batch_windows,
             "rank": rank,
             "ranks": ranks,

@@ -22,7 +22,7 @@ from bytelm.decode import generate
 from bytelm.errors import ConfigError, CorpusError
 from bytelm.generation import GenerateSettings, acceptance_shares
 from bytelm.model import ByteLM
-from bytelm.vocab import EOD
+from bytelm.vocab import EOD, Vocab
 
 _EXCERPT_WINDOWS: Final = 8
 
@@ -40,9 +40,10 @@ class BitsPerByte:
     Attributes:
         by_head: Of head k over the bytes that it can predict; None where there is none. Length K.
         scored_bytes: Bytes that head 0 scored: every byte, once.
+        scored_ids: Ids that they were read as: as many, but in a vocabulary whose ids stand for several bytes.
         documents: Documents that they came from.
-        context_bytes: Ids of a window.
-        stride: Ids that a window advances.
+        context_bytes: Bytes of a window.
+        stride: Bytes that a window advances.
         agreement_by_head: For head k the share of places at which heads 1 … k all name the ids that head 0 names once
             it has read that far: an estimate of ``Acceptance.by_head`` on this very text. 1 for head 0; None where
             there is no such place. Length K.
@@ -50,6 +51,7 @@ class BitsPerByte:
 
     by_head: tuple[float | None, ...]
     scored_bytes: int
+    scored_ids: int
     documents: int
     context_bytes: int
     stride: int
@@ -59,16 +61,23 @@ class BitsPerByte:
     def bytes_per_step_estimate(self) -> float | None:
         """Bytes of a pass of greedy self-speculative decoding, were its text like this one."""
         first, *others = self.agreement_by_head
-        return None if first is None else first + sum(share or 0.0 for share in others)
+        ids = None if first is None else first + sum(share or 0.0 for share in others)
+        return None if ids is None else ids * self.scored_bytes / self.scored_ids
 
     @property
     def rule(self) -> str:
         """How much context each byte had, in words."""
+        several = (
+            ""
+            if self.scored_ids == self.scored_bytes
+            else "; ids stand for several bytes: a window holds those whose bytes lie in it whole, and what is scored "
+            "is the one way in which the vocabulary writes a document"
+        )
         return (
             f"each document begins with an end-of-document id and is read alone, in windows of {self.context_bytes} "
-            f"ids that advance by {self.stride}; a byte is scored once, by the first window that reads the id before "
-            f"it: with {self.context_bytes - self.stride} ids before that one, or the document's start; head k reads "
-            "k ids less; specials count neither as bytes nor in the sum"
+            f"bytes that advance by {self.stride}; a byte is scored once, by the first window that reads the id before "
+            f"it: with {self.context_bytes - self.stride} before that one, or the document's start; head k reads "
+            f"k ids less; specials count neither as bytes nor in the sum{several}"
         )
 
 
@@ -104,13 +113,16 @@ def bits_per_byte(
     """Score documents with every head.
 
     A window reads ids p = a … a + context - 1 of ``EOD`` and the document's bytes. At p head k predicts byte p + k
-    (0-based). Each p is used once, in the first window that reads it, so head k scores the bytes from k on.
+    (0-based). Each p is used once, in the first window that reads it, so head k scores the bytes from k on. Where ids
+    stand for several bytes, a window reads those that lie whole in the same bytes, and one that is longer than what
+    a window advances is read all the same.
 
     Args:
         model: On any device; under autocast if the caller wants that.
         documents: Raw bytes; taken one by one.
-        context_bytes: Ids of a window, at least 1; the window that the model was trained with is the natural choice.
-        stride: Ids that a window advances, 1 … ``context_bytes``; half the window where None.
+        context_bytes: Bytes of a window, ``EOD`` counted as one, at least 1; the window that the model was trained
+            with is the natural choice.
+        stride: Bytes that a window advances, 1 … ``context_bytes``; half the window where None.
         before_batch: Called again and again meanwhile; what it raises ends the evaluation.
 
     Raises:
@@ -128,10 +140,12 @@ def bits_per_byte(
     nats_K = torch.zeros(heads, dtype=torch.float64, device=model.embedding.device)
     count_K = torch.zeros(heads, dtype=torch.int64, device=model.embedding.device)
     agreed_K = torch.zeros_like(count_K)
-    counted = _Counted(documents)
-    for batch in _batches(_windows(counted, context_bytes, stride, heads)):
+    sizes_V = torch.from_numpy(model.vocabulary.sizes).to(count_K.device)
+    counted, scored_ids = _Counted(documents), 0
+    for batch in _batches(_windows(counted, model.vocabulary, context_bytes, stride, heads)):
         before_batch()
-        _score(model, batch, nats_K, count_K, agreed_K)
+        _score(model, batch, sizes_V, nats_K, count_K, agreed_K)
+        scored_ids += sum(window.reads - window.first for window in batch)
     if counted.raw_bytes == 0:
         raise CorpusError(f"there is no byte to score in {counted.documents} documents; choose another split or file")
     bits = (nats_K / math.log(2)).tolist()
@@ -141,6 +155,7 @@ def bits_per_byte(
     return BitsPerByte(
         by_head=tuple(total / count if count else None for total, count in zip(bits, counts, strict=True)),
         scored_bytes=counts[0],
+        scored_ids=scored_ids,
         documents=counted.documents,
         context_bytes=context_bytes,
         stride=stride,
@@ -254,16 +269,19 @@ class _Window:
     first: int
 
 
-def _windows(documents: Iterable[bytes], context: int, stride: int, heads: int) -> Iterator[_Window]:
+def _windows(documents: Iterable[bytes], vocabulary: Vocab, context: int, stride: int, heads: int) -> Iterator[_Window]:
     for document in documents:
-        ids = np.empty(len(document) + 1, np.int64)
-        ids[0] = EOD
-        ids[1:] = np.frombuffer(document, np.uint8)
+        ids = np.concatenate(([EOD], vocabulary.encode(document)))
+        inputs = len(ids) - 1  # of the last id nothing is asked
+        size_I = vocabulary.sizes[ids]
+        size_I[0] = 1
+        end_I = np.cumsum(size_I)
         seen = 0  # inputs that were read
         start = 0
-        while seen < len(document):
-            end = min(start + context, len(document))
-            yield _Window(ids[start : end + heads], end - start, seen - start)
+        while seen < inputs:
+            first = min(int(np.searchsorted(end_I - size_I, start)), seen)
+            end = min(max(int(np.searchsorted(end_I, start + context, "right")), seen + 1), inputs)
+            yield _Window(ids[first : end + heads], end - first, seen - first)
             seen, start = end, start + stride
 
 
@@ -277,8 +295,10 @@ def _batches(windows: Iterator[_Window]) -> Iterator[list[_Window]]:
             del pool[:rows]
 
 
-def _score(model: ByteLM, windows: list[_Window], nats_K: Tensor, count_K: Tensor, agreed_K: Tensor) -> None:
-    """Add up the nats of each head's targets, their number, and the places at which all heads up to it agree."""
+def _score(
+    model: ByteLM, windows: list[_Window], sizes_V: Tensor, nats_K: Tensor, count_K: Tensor, agreed_K: Tensor
+) -> None:
+    """Add up the nats of each head's targets, their bytes, and the places at which all heads up to it agree."""
     heads, device = model.heads.count, model.embedding.device
     length = max(window.reads for window in windows)
     ids = np.full((len(windows), length + heads), EOD)
@@ -301,7 +321,7 @@ def _score(model: ByteLM, windows: list[_Window], nats_K: Tensor, count_K: Tenso
         logits_BLV = model.heads.unembed(head, state_BLD).float()
         nats_BL = F.cross_entropy(logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none").view(scored_BL.shape)
         nats_K[head] += nats_BL.double()[scored_BL].sum()
-        count_K[head] += scored_BL.sum()
+        count_K[head] += sizes_V[target_BL[scored_BL]].sum()
         named_KBL[head] = logits_BLV.argmax(-1)
     # Places whose drafts head 0 can be asked about in this window.
     agreed_BL = used_BL & (place_L + heads <= reads_B1)

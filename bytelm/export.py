@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import torch
 
-from bytelm.checkpoint import find_checkpoint, load_weights, read_training, write_model
+from bytelm.checkpoint import find_checkpoint, load_vocabulary, load_weights, read_training, write_model
 from bytelm.errors import StorageError
 from bytelm.files import refusals_named
 
@@ -50,7 +50,15 @@ def export_model(source: Path, out: Path, *, dtype: Dtype = "bfloat16") -> Path:
         beside.mkdir()
         try:
             rounded = {name: weight.to(_DTYPES[dtype]) for name, weight in weights.items()}
-            write_model(beside, rounded, config, step=step, corpus=corpus, fingerprint=fingerprint)
+            write_model(
+                beside,
+                rounded,
+                config,
+                step=step,
+                corpus=corpus,
+                fingerprint=fingerprint,
+                vocabulary=load_vocabulary(checkpoint, config),
+            )
             beside.rename(out)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)

@@ -16,11 +16,12 @@ from typing import Final
 
 from torch import Tensor
 
-from bytelm.checkpoint import find_checkpoint, load_weights
+from bytelm.checkpoint import find_checkpoint, load_vocabulary, load_weights
 from bytelm.config import Frozen, RunConfig
 from bytelm.errors import ConfigError
 from bytelm.heads import LinearHeads
 from bytelm.model import ByteLM
+from bytelm.vocab import Vocab
 
 _SHAPE: Final = ("d_model", "attention_heads", "kv_heads", "d_ff")
 _WORKINGS: Final = ("attention_pattern", "local_window_bytes", "rope_base", "norm_epsilon")
@@ -39,6 +40,8 @@ class Source:
     checkpoint: Path
     """From the root of the file system."""
     config: RunConfig
+    vocabulary: Vocab
+    """What its ids stand for."""
     weights: Mapping[str, Tensor]
     """Those that are evaluated, by name."""
 
@@ -51,7 +54,7 @@ def read_source(path: Path) -> Source:
     """
     checkpoint = find_checkpoint(path).resolve()
     config, weights = load_weights(checkpoint)
-    return Source(checkpoint=checkpoint, config=config, weights=weights)
+    return Source(checkpoint=checkpoint, config=config, vocabulary=load_vocabulary(checkpoint, config), weights=weights)
 
 
 def check_source(source: Source, config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bytelm.attention import BackendChoice, choose_backend
 from bytelm.averaging import WeightAverage
+from bytelm.bpe import read_vocabulary, saved_form
 from bytelm.checkpoint import Snapshot, checkpoints
 from bytelm.config import PATH_OF_CONFIG, RunConfig, TrainConfig
 from bytelm.corpora import Corpora, Given, open_corpora
@@ -44,6 +45,8 @@ from bytelm.saver import Saver
 from bytelm.schedule import budget_spent
 from bytelm.split_tensors import part_of, whole
 from bytelm.state import Clock, Meter, Safety, State
+from bytelm.vocab import Vocab
+from bytelm.vocabularies import learn_vocabulary, with_vocabulary
 
 PrecisionUsed = Literal["float32", "bfloat16"]
 
@@ -124,6 +127,7 @@ class Job:
             average={} if self.average is None else {**weights, **self.average.tensors()},
             optimizer=optimizer_tensors(self.optimizer, self.model),
             random=random_states(self.device),
+            vocabulary=saved_form(self.model.vocabulary),
             progress={
                 "bytes_seen": self.state.bytes_seen,
                 "elapsed_s": self.clock.elapsed_s(),
@@ -178,6 +182,7 @@ def open_job(
     run: Path,
     resume: Resume,
     *,
+    vocabulary: Vocab | None = None,
     ranks: Ranks = ALONE,
     dry: bool = False,
 ) -> Job:
@@ -189,6 +194,7 @@ def open_job(
         corpus: Folder or address of the corpus, or several with weights; see ``bytelm.corpora``.
         run: Folder of the run, made if missing.
         resume: See ``train``.
+        vocabulary: See ``train``.
         ranks: The processes that open it together. The first one alone writes in the folder, and all of them read a
             checkpoint there.
         dry: Refuse what must be refused, but touch nothing: what the job logs is lost, and it must not be saved.
@@ -211,15 +217,22 @@ def open_job(
         corpora = open_corpora(corpus, config)
         source = None
         if found is not None:
+            vocabulary = read_vocabulary(
+                found.snapshot.config.model.vocabulary, found.snapshot.vocabulary, found.checkpoint
+            )
+            config = with_vocabulary(config, vocabulary)
             check_same_run(found, config, corpora)
             config = begun_with_checkpoint(config, found.snapshot.config.train.init_from)
         elif settings.init_from is not None:
             source = read_source(Path(settings.init_from))
             check_source(source, config)
+            vocabulary = source.vocabulary
             config = begun_with_checkpoint(config, str(source.checkpoint))
         settings = config.train
         if ranks.is_first:
             check_folder(run, found)
+        vocabulary = vocabulary or learn_vocabulary(config, corpora)
+        config = with_vocabulary(config, vocabulary)
         device = own_device(choose_device(settings.device), ranks)
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -231,7 +244,7 @@ def open_job(
             dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
             channels=config.model.head_channels,
         )
-        model = ByteLM(config.model, config.heads, attention_backend=attention.backend)
+        model = ByteLM(config.model, config.heads, attention_backend=attention.backend, vocabulary=vocabulary)
         if source is not None:
             begin_with(model, source)
         freeze(model, settings.frozen)

@@ -14,8 +14,9 @@ from bytelm.loss import TrainOutput, multi_byte_loss
 from bytelm.memory import out_of_memory_named
 from bytelm.model import ByteLM
 from bytelm.optim import set_learning_rate
-from bytelm.packing import PackedBatch, pack
+from bytelm.packing import PackedBatch
 from bytelm.split_tensors import whole
+from bytelm.token_packing import pack_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Learnt:
     bits_K: list[float]
     """Bits of each head, summed over its targets."""
     count_K: list[int]
-    """Targets of each head."""
+    """Bytes of each head's targets; of ids that stand for several bytes, their number times the mean."""
 
 
 def load(job: Job) -> list[PackedBatch]:
@@ -38,18 +39,7 @@ def load(job: Job) -> list[PackedBatch]:
     micro_batches = []
     for _ in range(job.share.micro_batches):
         batch = next(job.loader)
-        windows_BW = batch.windows_BW.to(job.device, non_blocking=True)
-        micro_batches.append(
-            pack(
-                windows_BW,
-                batch.rows_N,
-                batch.offsets_N,
-                batch.document_start_N,
-                batch.document_end_N,
-                batch.data_bytes_B,
-                prediction_heads=job.config.heads.count,
-            )
-        )
+        micro_batches.append(pack_batch(batch, job.config, job.model.vocabulary, job.device))
     return micro_batches
 
 
@@ -108,7 +98,7 @@ def _learn(job: Job, micro_batches: list[PackedBatch], rate: float, weights_K: S
         fault=None if all(finite) else "gradient" if finite[0] else "loss",
         learning_rate=rate,
         bits_K=sums[: len(bits_K)],
-        count_K=[int(count) for count in sums[len(bits_K) :]],
+        count_K=[round(count * job.config.model.bytes_per_id) for count in sums[len(bits_K) :]],
     )
     if learnt.fault is not None:
         job.optimizer.zero_grad()

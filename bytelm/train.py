@@ -51,6 +51,7 @@ from bytelm.schedule import budget_spent, learning_rate
 from bytelm.state import Meter
 from bytelm.step import Learnt, learn, load
 from bytelm.utf8 import decode_text
+from bytelm.vocab import Vocab
 
 _PROMPT_BYTES: Final = 32
 _SAMPLE_TEMPERATURE: Final = 0.7
@@ -65,6 +66,7 @@ def train(
     *,
     resume: Resume = "never",
     should_stop: Callable[[], bool] = lambda: False,
+    vocabulary: Vocab | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train a model, or go on training it.
@@ -81,6 +83,7 @@ def train(
             can and starts otherwise.
         should_stop: Asked before each step and during validation; True saves and finishes. Where several processes
             train, one that wants to stop is enough.
+        vocabulary: That of ``model.vocabulary``, learnt before; if None, a new run learns it from its training data.
         ranks: The processes that train together, from ``bytelm.ranks.joined``; each of them calls this with the same
             arguments. The first one alone writes, the folder must be there for all.
 
@@ -99,7 +102,7 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_ranks_named(ranks))
-        job = open_job(stack, config, corpus, run, resume, ranks=ranks)
+        job = open_job(stack, config, corpus, run, resume, vocabulary=vocabulary, ranks=ranks)
         stack.push(_waits_for(job))
         settings, state = config.train, job.state
         step_bytes = settings.accumulation * settings.batch_windows * config.data.window_bytes

@@ -40,11 +40,13 @@ class Vocab(ABC):
         name: As ``model.vocabulary`` has it.
         count: Ids that mean something: they can be predicted, and those from ``count`` on never are.
         bytes_per_id: Mean bytes that an id of the training data stands for; 1 for bytes.
+        sizes: Bytes that each id stands for, as many numbers as the vocabulary is wide; 0 for ``EOD`` and padding.
     """
 
     name: str
     count: int
     bytes_per_id: float
+    sizes: npt.NDArray[np.int64]
 
     @abstractmethod
     def encode(self, data: bytes) -> npt.NDArray[np.int64]:
@@ -54,12 +56,6 @@ class Vocab(ABC):
     @abstractmethod
     def bytes_of(self, identifier: int) -> bytes:
         """What an id stands for; nothing for ``EOD``."""
-        ...
-
-    @property
-    @abstractmethod
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """Bytes that each id stands for, as many numbers as the vocabulary is wide; 0 for ``EOD`` and padding."""
         ...
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -74,6 +70,9 @@ class ByteVocab(Vocab):
     count = EOD + 1
     bytes_per_id = 1.0
 
+    def __init__(self) -> None:
+        self.sizes = (np.arange(VOCABULARY_SIZE) < BYTE_COUNT).astype(np.int64)
+
     def encode(self, data: bytes) -> npt.NDArray[np.int64]:
         """See ``Vocab``."""
         return np.frombuffer(data, np.uint8).astype(np.int64)
@@ -81,11 +80,6 @@ class ByteVocab(Vocab):
     def bytes_of(self, identifier: int) -> bytes:
         """See ``Vocab``."""
         return bytes((identifier,)) if identifier < BYTE_COUNT else b""
-
-    @property
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """See ``Vocab``."""
-        return (np.arange(VOCABULARY_SIZE) < BYTE_COUNT).astype(np.int64)
 
 
 def ids_of(name: str) -> int:

@@ -45,6 +45,14 @@ def train(
         str | None,
         typer.Option("--preset", help="Settings to start from: tiny (default), nano, small, base, large, paper-7b."),
     ] = None,
+    vocab: Annotated[
+        str | None,
+        typer.Option(
+            "--vocab",
+            metavar="bytes|bpe:SIZE",
+            help="What ids stand for: bytes (default), or a BPE baseline learnt from the corpus, like bpe:4096.",
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; again for more. See --settings."),
@@ -102,7 +110,8 @@ def train(
         with ranks.agreed():
             if out is None:
                 raise ConfigError("no place for the run; give --out RUN")
-            wanted = [*_beginning(init_from, heads_only), *(changes or []), *_budget(steps, size, time_budget)]
+            named = [] if vocab is None else [f"model.vocabulary={vocab}"]
+            wanted = [*_beginning(init_from, heads_only), *named, *(changes or []), *_budget(steps, size, time_budget)]
             if resume is not ResumeChoice.never and checkpoints(out):
                 config, corpus = _resumed(out, preset, wanted, corpus)
             else:

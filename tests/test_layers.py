@@ -72,6 +72,7 @@ ROWS: list[set[str]] = [
     {
         "bytelm.attention",
         "bytelm.averaging",
+        "bytelm.bpe",
         "bytelm.packing",
         "bytelm.optim",
         "bytelm.schedule",
@@ -92,7 +93,8 @@ ROWS: list[set[str]] = [
     {"bytelm.fine_tuning", "bytelm.export"},
     {"bytelm.decode", "bytelm.distributed", "bytelm.memory", "bytelm.saver"},
     {"bytelm.evaluate"},
-    {"bytelm.corpora"},
+    {"bytelm.corpora", "bytelm.token_packing"},
+    {"bytelm.vocabularies"},
     {"bytelm.run_folder"},
     {"bytelm.job"},
     {"bytelm.events", "bytelm.step"},
