@@ -4,8 +4,9 @@ Survey and writing are given to an engine in parts. What they give depends on th
 noted as finished is not done again.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from bytelm.data.ingest_report import IngestProgress
 from bytelm.data.ingest_settings import IngestSettings
 from bytelm.data.journal import Journal, NotedSurveyJob, survey_and_note
 from bytelm.data.kept_content import ContentPlace, is_dear
-from bytelm.data.pack import Packed, PackJob, PackSettings, pack
+from bytelm.data.pack import Packed, PackJob, PackSettings, complete, pack
 from bytelm.data.plan import Partition, choose_rule, jobs_of, leave_out_duplicates, partitions_of, threads_of
 from bytelm.data.shards import Corpus
 from bytelm.data.sources import FileIdentity, Unit, find_units
@@ -218,9 +219,15 @@ def write_all(
     runs = list(jobs_of(survey, todo, steps.engine.workers, kept))
     threads = threads_of(survey, runs, steps.engine.workers)
     jobs = (_pack_job(settings, survey, kept, run, count) for run, count in zip(runs, threads, strict=True))
-    with closing(steps.engine.run(pack, jobs, progress)) as written:
+    completing: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1, "flush") as thread, closing(steps.engine.run(pack, jobs, progress)) as written:
         for _, parts in written:
             packed.update((part.number, part) for part in parts)
+            completing.append(thread.submit(complete, steps.journal.folder, parts[-1]))
+            while completing and completing[0].done():
+                completing.popleft().result()
+        for completed in completing:
+            completed.result()
     return [packed[partition.number] for partition in plan.partitions]
 
 

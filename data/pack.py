@@ -122,9 +122,14 @@ class Packed:
 def pack(job: PackJob, tell: Tell) -> list[Packed]:
     """Write some partitions, and note each in the journal when its shards are in their places.
 
+    The last one is left to be completed by who waits for it: while the disk gets hold of it, the next job is done.
+
     Args:
         job: The partitions and what is in them.
         tell: Called with what has been written.
+
+    Returns:
+        The partitions; the last still has to be handed to ``complete``.
 
     Raises:
         SourceError: A document has changed, has vanished or cannot be read any more, and ``on_error`` is ``stop``.
@@ -132,6 +137,17 @@ def pack(job: PackJob, tell: Tell) -> list[Packed]:
     """
     with _scratch(job.settings.folder) as scratch, FramePacker(job.settings.level, job.threads) as packer:
         return _Partitions(job, tell, scratch, packer).write()
+
+
+def complete(folder: Folder, packed: Packed) -> None:
+    """Wait until the disk has a partition that was written last, and note it in the journal.
+
+    Raises:
+        StorageError: The disk or the server refuses.
+    """
+    for shard in packed.shards:
+        folder.flush(shard.name)
+    Journal(folder).write_partition(packed.number, packed.as_json())
 
 
 class _Changed(Exception):  # noqa: N818  no error: the partition is begun again
@@ -160,7 +176,6 @@ class _Partitions:
         self._told = NOTHING
 
     def write(self) -> list[Packed]:
-        journal = Journal(self._settings.folder)
         documents = self._documents_from(0)
         packed: list[Packed] = []
         for partition in self._job.partitions:
@@ -174,7 +189,8 @@ class _Partitions:
                     documents = self._documents_from(partition.begin - self._first_row)
             rows = tuple(row + self._first_row for row in sorted(changed))
             packed.append(Packed(partition.number, tuple(shards), rows))
-            journal.write_partition(partition.number, packed[-1].as_json())
+            if partition is not self._job.partitions[-1]:
+                complete(self._settings.folder, packed[-1])
         return packed
 
     def _documents_from(self, row: int) -> "Iterator[tuple[int, Document | SourceError]]":

@@ -113,7 +113,7 @@ class Folder(ABC):
     def put(self, file: Path, name: str) -> None:
         """Move a complete local file here, over what was there.
 
-        Its bytes are then safe from a power cut; its name is with the next durable ``write`` to this folder.
+        Its bytes are safe from a power cut after a ``flush``, its name with the next durable ``write`` to this folder.
 
         Args:
             file: Of the same disk, if this folder is local.
@@ -121,6 +121,14 @@ class Folder(ABC):
 
         Raises:
             StorageError: The disk or the server refuses.
+        """
+
+    @abstractmethod
+    def flush(self, name: str) -> None:
+        """Wait until the bytes of a file that was put here are safe from a power cut.
+
+        Raises:
+            StorageError: The disk refuses.
         """
 
     @abstractmethod
@@ -246,8 +254,12 @@ class LocalFolder(Folder):
         place = self._path / name
         with refusals_named(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-            _flush_file(file)
             file.replace(place)
+
+    def flush(self, name: str) -> None:
+        """See ``Folder``."""
+        with refusals_named(self._path / name):
+            _flush_file(self._path / name)
 
     def remove(self, name: str) -> None:
         """See ``Folder``."""
@@ -311,6 +323,9 @@ class RemoteFolder(Folder):
             files.pipe_file(f"{root}/{name}", content)
 
         self._change(name, put)
+
+    def flush(self, name: str) -> None:
+        """See ``Folder``: an object is safe when it is there."""
 
     def put(self, file: Path, name: str) -> None:
         """See ``Folder``."""

@@ -88,7 +88,7 @@ def check_kills(sources: list[str], tmp_path: Path, kills: int, words: dict[str,
             touch_until(chance.randint(1, moments), sources, out, {**words, "resume": True})
         goes_on(sources, out, words)
         assert contents(out) == undisturbed
-    assert unfinished > kills // 2
+    assert unfinished > kills // 3  # the others were killed while it loaded, or when it was finished
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -27,7 +27,7 @@ def test_a_file_comes_back_whole_and_in_parts(folder: Folder) -> None:
     assert folder.read_range("below/name", 3, 4) == b"3456"
     assert folder.read_range("below/name", 8, 4) == b"89"
     assert folder.size("below/name") == 10
-    folder.write("below/name", b"", durable=False)
+    folder.write("below/name", b"")
     assert folder.read("below/name") == b""
 
 
@@ -59,6 +59,7 @@ def test_a_file_is_moved_in(folder: Folder, tmp_path: Path) -> None:
     file.write_bytes(b"moved")
     folder.write("name", b"old")
     folder.put(file, "name")
+    folder.flush("name")
     assert folder.read("name") == b"moved"
     assert not file.exists()
 
