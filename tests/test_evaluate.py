@@ -182,7 +182,7 @@ def test_a_head_that_can_predict_nothing_has_no_figure() -> None:
 def test_the_rule_names_the_context_and_the_stride() -> None:
     rule = bits_per_byte(tiny_model(), [b"abc"], context_bytes=40, stride=10).rule
     assert "windows of 40 bytes that advance by 10" in rule
-    assert "with 30 ids before" in rule
+    assert "with 30 before" in rule
 
 
 @pytest.mark.parametrize("stride", [0, -1, 9])
