@@ -243,7 +243,9 @@ def validate(job: Job, should_stop: Callable[[], bool]) -> Generator[Event, None
         with job.evaluated():
             with job.autocast():
                 scored = job.ranks.first(job.shared.evaluate(score))
-            prompt, written = job.shared.evaluate(lambda model: sample(job, model, interrupt))
+            # Many processes do not ask each other for each of a few bytes.
+            asked = interrupt if job.ranks.count == 1 else lambda: None
+            prompt, written = job.shared.evaluate(lambda model: sample(job, model, asked))
     except _Interrupted:
         return False
     safety.validation_due = False

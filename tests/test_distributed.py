@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from bytelm.errors import ConfigError, TrainingError
 from bytelm.evaluate import bits_per_byte
 from bytelm.heads import FAMILIES
 from bytelm.loss import multi_byte_loss
+from bytelm.memory import advice, needed_memory, trace_step
 from bytelm.model import ByteLM
 from bytelm.packing import plain_batch
 from bytelm.ranks import ALONE, Ranks, Share, joined, lost_ranks_named
@@ -282,6 +284,25 @@ def test_a_step_has_as_many_windows_whatever_the_processes(
 def test_a_step_that_cannot_be_shared_out_equally_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"6 windows of a step .*2 .*3.* 4 processes; choose a multiple of 4"):
         Share.of_step(TrainConfig(batch_windows=2, accumulation=3), 4)
+
+
+@pytest.mark.parametrize("parallel", SHARING)
+def test_too_little_memory_names_settings_that_give_each_process_less_of_the_same_step(parallel: str) -> None:
+    cpu, two = torch.device("cpu"), Ranks(count=2)
+    config = settings(
+        "train.batch_windows=8", "train.accumulation=2", "data.window_bytes=512", f"train.parallel={parallel}"
+    )
+    needed = []
+    for windows in (2, 4):
+        memory = trace_step(config.with_changes([f"train.batch_windows={windows}"]), cpu, bfloat16=False).memory
+        needed.append(needed_memory(memory.split(2) if parallel == "fsdp" else memory, cpu))
+    available = (3 * needed[0] + needed[1]) // 4
+    told = advice(config, cpu, bfloat16=False, available=available, ranks=two)
+    named = re.search(r"with (train\.batch_windows=\d+) and (train\.accumulation=\d+) the same step fits", told)
+    assert named is not None, told
+    changed = config.with_changes(list(named.groups())).train
+    assert changed.batch_windows * changed.accumulation == 16
+    assert Share.of_step(changed, 2).batch_windows == 2
 
 
 def test_how_a_model_is_shared() -> None:
