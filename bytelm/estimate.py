@@ -19,7 +19,7 @@ from bytelm.checkpoint import Snapshot, checkpoint_bytes
 from bytelm.config import RunConfig
 from bytelm.corpora import Given, open_corpora
 from bytelm.device import choose_device
-from bytelm.evaluate import BATCH_IDS, bits_per_byte
+from bytelm.evaluate import bits_per_byte
 from bytelm.fine_tuning import freeze
 from bytelm.job import Job, PrecisionUsed, choose_precision, open_job, random_states
 from bytelm.memory import (
@@ -35,6 +35,7 @@ from bytelm.mfu import mfu, peak_flops
 from bytelm.model import ByteLM
 from bytelm.run_folder import Resume
 from bytelm.schedule import budget_spent, learning_rate
+from bytelm.scoring import BATCH_IDS
 from bytelm.step import learn, load
 
 _LEAST_STEPS: Final = 3

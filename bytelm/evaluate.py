@@ -3,34 +3,23 @@
 Bits per byte are counted from the raw bytes, never from ids: the sum of -log2 of what the model gave each byte, over
 their number. The context that a byte had decides much of the result, so the rule is part of it (``BitsPerByte.rule``).
 
-Shapes: B windows of a batch, L ids of a window, K prediction heads, V vocabulary.
+Shapes: K prediction heads.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from bytelm.decode import generate
-from bytelm.errors import ConfigError, CorpusError
+from bytelm.errors import CorpusError
 from bytelm.generation import GenerateSettings, acceptance_shares
 from bytelm.model import ByteLM
-from bytelm.vocab import EOD, Vocab
+from bytelm.scoring import agreement, batches, check_stride, default_stride, score, windows
 
 _EXCERPT_WINDOWS: Final = 8
-
-BATCH_IDS: Final = 8192
-"""Ids that are scored at a time: enough to fill a processor, little beside the weights."""
-
-_WINDOWS_SORTED: Final = 256
-"""Windows that are sorted by length before they are batched, so that short documents are not padded to long ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +101,7 @@ def bits_per_byte(
 ) -> BitsPerByte:
     """Score documents with every head.
 
-    A window reads ids p = a … a + context - 1 of ``EOD`` and the document's bytes. At p head k predicts byte p + k
-    (0-based). Each p is used once, in the first window that reads it, so head k scores the bytes from k on. Where ids
-    stand for several bytes, a window reads those that lie whole in the same bytes, and one that is longer than what
-    a window advances is read all the same.
+    The rule is that of ``bytelm.scoring``; head k scores the bytes from k on.
 
     Args:
         model: On any device; under autocast if the caller wants that.
@@ -133,18 +119,18 @@ def bits_per_byte(
         A document of 4 bytes, context 3, stride 1: the windows read p = 0 1 2 and 1 2 3. Head 0 scores bytes 0, 1, 2
         in the first and byte 3 in the second; head 1 bytes 1, 2, 3 in the first and none in the second.
     """
-    stride = max(1, context_bytes // 2) if stride is None else stride
-    if not 1 <= stride <= context_bytes:
-        raise ConfigError(f"a stride of {stride} skips bytes or stands still; choose 1 … {context_bytes} (the context)")
+    stride = check_stride(default_stride(context_bytes) if stride is None else stride, context_bytes)
     heads = model.heads.count
     nats_K = torch.zeros(heads, dtype=torch.float64, device=model.embedding.device)
     count_K = torch.zeros(heads, dtype=torch.int64, device=model.embedding.device)
     agreed_K = torch.zeros_like(count_K)
-    sizes_V = torch.from_numpy(model.vocabulary.sizes).to(count_K.device)
-    counted, scored_ids = _Counted(documents), 0
-    for batch in _batches(_windows(counted, model.vocabulary, context_bytes, stride, heads)):
+    counted, scored_ids = Counted(documents), 0
+    for batch in batches(windows(counted, model.vocabulary, context=context_bytes, stride=stride, heads=heads)):
         before_batch()
-        _score(model, batch, sizes_V, nats_K, count_K, agreed_K)
+        scores = score(model, batch, heads)
+        nats_K += torch.where(scores.scored_kBL, scores.nats_kBL.double(), 0.0).sum((1, 2))
+        count_K += scores.bytes_kBL.sum((1, 2))
+        agreed_K += agreement(scores).sum((1, 2))
         scored_ids += sum(window.reads - window.first for window in batch)
     if counted.raw_bytes == 0:
         raise CorpusError(f"there is no byte to score in {counted.documents} documents; choose another split or file")
@@ -239,7 +225,7 @@ def some_bytes(documents: Iterable[bytes], total_bytes: int, *, limit_bytes: int
     return excerpts(documents, total_bytes, count=limit_bytes // length, length=length)
 
 
-class _Counted:
+class Counted:
     """Documents as they pass by, with their number and size."""
 
     def __init__(self, documents: Iterable[bytes]) -> None:
@@ -252,79 +238,3 @@ class _Counted:
             self.documents += 1
             self.raw_bytes += len(document)
             yield document
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Ids p = a … of a document, as many as are read and K more where the document has them.
-
-    Attributes:
-        ids: int64; the first ``reads`` are inputs.
-        reads: Inputs.
-        first: The first of them that was in no window before.
-    """
-
-    ids: npt.NDArray[np.int64]
-    reads: int
-    first: int
-
-
-def _windows(documents: Iterable[bytes], vocabulary: Vocab, context: int, stride: int, heads: int) -> Iterator[_Window]:
-    for document in documents:
-        ids = np.concatenate(([EOD], vocabulary.encode(document)))
-        inputs = len(ids) - 1  # of the last id nothing is asked
-        size_I = vocabulary.sizes[ids]
-        size_I[0] = 1
-        end_I = np.cumsum(size_I)
-        seen = 0  # inputs that were read
-        start = 0
-        while seen < inputs:
-            first = min(int(np.searchsorted(end_I - size_I, start)), seen)
-            end = min(max(int(np.searchsorted(end_I, start + context, "right")), seen + 1), inputs)
-            yield _Window(ids[first : end + heads], end - first, seen - first)
-            seen, start = end, start + stride
-
-
-def _batches(windows: Iterator[_Window]) -> Iterator[list[_Window]]:
-    """Windows of similar length together."""
-    while pool := list(itertools.islice(windows, _WINDOWS_SORTED)):
-        pool.sort(key=lambda window: window.reads, reverse=True)
-        while pool:
-            rows = max(1, BATCH_IDS // pool[0].reads)
-            yield pool[:rows]
-            del pool[:rows]
-
-
-def _score(
-    model: ByteLM, windows: list[_Window], sizes_V: Tensor, nats_K: Tensor, count_K: Tensor, agreed_K: Tensor
-) -> None:
-    """Add up the nats of each head's targets, their bytes, and the places at which all heads up to it agree."""
-    heads, device = model.heads.count, model.embedding.device
-    length = max(window.reads for window in windows)
-    ids = np.full((len(windows), length + heads), EOD)
-    for row, window in enumerate(windows):
-        ids[row, : len(window.ids)] = window.ids
-    ids_BL = torch.from_numpy(ids).to(device)
-    first_B1, reads_B1, size_B1 = (
-        torch.tensor(column, device=device).unsqueeze(1)
-        for column in zip(*((w.first, w.reads, len(w.ids)) for w in windows), strict=True)
-    )
-    place_L = torch.arange(length, device=device)
-    used_BL = (place_L >= first_B1) & (place_L < reads_B1)
-    # What pads a short window comes after all that is scored, and nothing sees what comes after it.
-    hidden_BLD = model.trunk(ids_BL[:, :length])
-    shared = model.heads.window_pass(hidden_BLD, None)
-    named_KBL = torch.empty(heads, *used_BL.shape, dtype=torch.int64, device=device)
-    for head, state_BLD in model.heads.states(hidden_BLD, shared, range(heads)):
-        target_BL = ids_BL[:, 1 + head : 1 + head + length]
-        scored_BL = used_BL & (place_L + 1 + head < size_B1)
-        logits_BLV = model.heads.unembed(head, state_BLD).float()
-        nats_BL = F.cross_entropy(logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none").view(scored_BL.shape)
-        nats_K[head] += nats_BL.double()[scored_BL].sum()
-        count_K[head] += sizes_V[target_BL[scored_BL]].sum()
-        named_KBL[head] = logits_BLV.argmax(-1)
-    # Places whose drafts head 0 can be asked about in this window.
-    agreed_BL = used_BL & (place_L + heads <= reads_B1)
-    for head in range(heads):
-        agreed_BL[:, : length - head] &= named_KBL[head, :, : length - head] == named_KBL[0, :, head:]
-        agreed_K[head] += agreed_BL.sum()

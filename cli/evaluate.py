@@ -1,188 +1,212 @@
-"""``bytelm eval``: what a model is worth on held-out bytes."""
+"""``bytelm eval``: what a model is worth on held-out bytes and on tasks."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bytelm.cli import console
 from bytelm.cli.quantities import parse_size
 
 if TYPE_CHECKING:
-    from bytelm.data.shards import Corpus
-    from bytelm.evaluate import Acceptance, BitsPerByte
+    from bytelm.held_out import HeldOut
+    from bytelm.task import Progress as Told
 
-_TASKS: Final = ("bpb", "acceptance")
-_PROMPT_BYTES: Final = 128
+_OF_A_TASK: Final = "Tasks"
+_OF_PROGRAMS: Final = "Generated programs"
+_OF_HELD_OUT: Final = "Held-out bytes"
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of one of its checkpoints.")],
     task: Annotated[
         str,
-        typer.Option("--task", help="bpb: bits per byte of every head; acceptance: bytes per decoding step; or both."),
+        typer.Option(
+            "--task",
+            metavar="NAME,…",
+            help="bpb, acceptance, humaneval, mbpp, lambada, choices (or hellaswag, arc_easy, arc_challenge, piqa), "
+            "cute, utf8, induction, arithmetic.",
+            rich_help_panel=_OF_A_TASK,
+        ),
     ] = "bpb",
-    file: Annotated[Path | None, typer.Option("--file", help="Score this file, as one document.")] = None,
-    corpus: Annotated[
-        Path | None, typer.Option("--corpus", help="Score a split of this corpus. Default: the run's own corpus.")
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Which split of the corpus.")] = "validation",
-    context: Annotated[
-        int | None, typer.Option("--context", min=2, help="Ids of a window. Default: data.window_bytes of the run.")
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option("--stride", help="Ids that a window advances. Default: half the context.")
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="File of the task's examples, or folder with files of several tasks. Default: the Hugging Face hub.",
+            rich_help_panel=_OF_A_TASK,
+        ),
     ] = None,
     limit: Annotated[
-        str | None,
-        typer.Option("--limit-bytes", metavar="SIZE", help="Score pieces from evenly spread places, in all this much."),
+        int | None,
+        typer.Option("--limit", min=1, help="Examples at most, drawn by --seed.", rich_help_panel=_OF_A_TASK),
     ] = None,
-    count: Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts that acceptance continues.")] = 16,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of what is drawn and sampled.", rich_help_panel=_OF_A_TASK)
+    ] = 0,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Keep every example in the results file.", rich_help_panel=_OF_A_TASK)
+    ] = False,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--max-bytes", min=1, help="Bytes of a continuation. Default: the task's.", rich_help_panel=_OF_A_TASK
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Score this file, as one document.", rich_help_panel=_OF_HELD_OUT)
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            help="Score a split of this corpus. Default: the run's own corpus.",
+            rich_help_panel=_OF_HELD_OUT,
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Which split of the corpus.", rich_help_panel=_OF_HELD_OUT)
+    ] = "validation",
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=2,
+            help="Ids of a window. Default: data.window_bytes of the run.",
+            rich_help_panel=_OF_HELD_OUT,
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride", help="Ids that a window advances. Default: half the context.", rich_help_panel=_OF_HELD_OUT
+        ),
+    ] = None,
+    limit_bytes: Annotated[
+        str | None,
+        typer.Option(
+            "--limit-bytes",
+            metavar="SIZE",
+            help="Score pieces from evenly spread places, in all this much.",
+            rich_help_panel=_OF_HELD_OUT,
+        ),
+    ] = None,
+    compress: Annotated[
+        bool,
+        typer.Option(
+            "--compress",
+            help="Prove bits per byte: code the bytes arithmetically and decode them back, one by one.",
+            rich_help_panel=_OF_HELD_OUT,
+        ),
+    ] = False,
+    prompts: Annotated[
+        int,
+        typer.Option(
+            "--prompts", min=1, help="Held-out prompts that acceptance continues.", rich_help_panel=_OF_HELD_OUT
+        ),
+    ] = 16,
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code",
+            help="Run generated programs, in a sandbox; without it they are only written and parsed.",
+            rich_help_panel=_OF_PROGRAMS,
+        ),
+    ] = False,
+    programs: Annotated[
+        int,
+        typer.Option(
+            "--programs", min=1, help="Programs for each problem, at each temperature.", rich_help_panel=_OF_PROGRAMS
+        ),
+    ] = 200,
+    pass_at: Annotated[
+        str | None,
+        typer.Option(
+            "--pass-at",
+            metavar="K:T,…",
+            help="For each k of pass@k the temperature. Default: 1:0.1,10:0.8,100:0.8, up to the number of programs.",
+            rich_help_panel=_OF_PROGRAMS,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="torch device; auto takes CUDA where there is one.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Measure a model: bits per byte of every head, and what its heads are worth in self-speculative decoding.
+    """Measure a model: bits per byte and what its heads are worth on held-out bytes, and how it does on tasks.
 
-    Every byte is scored once, from its raw bytes; the rule about its context is part of the result. Acceptance is
-    measured in real greedy decoding from held-out prompts.
+    Every byte is scored once, from its raw bytes; the rule about its context is part of the result. What a task
+    finds is printed and kept in the run's folder eval/.
     """
-    tasks = _tasks(task)
-    from bytelm.checkpoint import find_checkpoint, load_model
-    from bytelm.device import choose_device
-    from bytelm.evaluate import acceptance, bits_per_byte, excerpts, some_bytes
+    from bytelm.tasks import TASKS, keep, parse_pass_at, parse_tasks, results_folder
+
+    names = parse_tasks(task)
+    asked = parse_pass_at(pass_at, programs)
+    limit_of_bytes = None if limit_bytes is None else parse_size(limit_bytes)
+
+    from bytelm.api import load
+    from bytelm.checkpoint import find_checkpoint
+    from bytelm.errors import StorageError
+    from bytelm.held_out import open_held_out
+    from bytelm.task import Request
 
     checkpoint = find_checkpoint(run)
-    model, config = load_model(checkpoint)
-    model.to(choose_device(device))
-    window_bytes = config.data.window_bytes
-    held_out = _open(checkpoint, file, corpus, split)
-    scores: BitsPerByte | None = None
-    accepted: Acceptance | None = None
-    begun_s = time.monotonic()
-    if "bpb" in tasks:
-        limit_bytes = held_out.raw_bytes if limit is None else parse_size(limit)
-        documents = some_bytes(
-            held_out.documents(), held_out.raw_bytes, limit_bytes=limit_bytes, window_bytes=window_bytes
-        )
-        scores = bits_per_byte(model, documents, context_bytes=context or window_bytes, stride=stride)
-    if "acceptance" in tasks:
-        length = max(1, min(_PROMPT_BYTES, window_bytes // 2))
-        pieces = excerpts(held_out.documents(), held_out.raw_bytes, count=count, length=length)
-        prompts = [piece[:length] for piece in pieces][:count]
-        accepted = acceptance(model, prompts, context_bytes=window_bytes)
-    summary = {
-        "checkpoint": str(checkpoint),
-        "source": held_out.name,
-        **_bits_facts(scores),
-        **_acceptance_facts(accepted),
-        "elapsed_s": round(time.monotonic() - begun_s, 3),
-    }
+    model = load(checkpoint, device=device, precision="float32")
+    folder = results_folder(checkpoint)
+
+    def held_out() -> "HeldOut":
+        return open_held_out(checkpoint, file=file, corpus=corpus, split=split)
+
+    summary: dict[str, Any] = {"checkpoint": str(checkpoint), "tasks": {}}
+    kept: list[str] = []
+    for name in names:
+        begun_s = time.monotonic()
+        with _bar(name) as told:
+            request = Request(
+                model=model,
+                held_out=held_out,
+                folder=folder,
+                progress=told,
+                data=data,
+                limit=limit,
+                seed=seed,
+                context_bytes=context,
+                stride=stride,
+                limit_bytes=limit_of_bytes,
+                compress=compress,
+                prompts=prompts,
+                max_bytes=max_bytes,
+                run_code=run_code,
+                samples=programs,
+                pass_at=asked,
+            )
+            found = TASKS[name](request)
+        facts = {**found.facts, "seed": seed, "limit": limit, "elapsed_s": round(time.monotonic() - begun_s, 3)}
+        summary["tasks"][name] = facts
+        if not as_json:
+            for line in found.lines:
+                console.result(console.shown(line))
+        try:
+            kept.append(str(keep(folder, checkpoint, name, facts, found.samples if samples else ())))
+        except StorageError as error:
+            console.say(f"what {name} found is not kept: {error}")
     if as_json:
         console.print_json(summary)
-    else:
-        for line in _lines(scores, accepted):
-            console.result(line)
+    elif kept:
+        console.say(f"kept in {', '.join(kept)}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _HeldOut:
-    """Documents that can be read again and again.
+@contextlib.contextmanager
+def _bar(task: str) -> "Iterator[Told]":
+    """A progress bar on a terminal, nothing elsewhere."""
+    people = console.people()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as progress:
+        bar = progress.add_task(task, total=None)
 
-    Attributes:
-        name: Where they come from, for the result.
-        raw_bytes: Their bytes.
-        documents: Gives them, one by one.
-    """
+        def told(done: int, total: int | None) -> None:
+            progress.update(bar, completed=done, total=total)
 
-    name: str
-    raw_bytes: int
-    documents: Callable[[], Iterable[bytes]]
-
-
-def _tasks(text: str) -> list[str]:
-    from bytelm.errors import ConfigError
-
-    tasks = [task.strip() for task in text.split(",")]
-    for task in tasks:
-        if task not in _TASKS:
-            raise ConfigError(f"unknown task {task!r}; known: {', '.join(_TASKS)}")
-    return tasks
-
-
-def _open(checkpoint: Path, file: Path | None, corpus: Path | None, split: str) -> _HeldOut:
-    from bytelm.data.shards import Corpus
-    from bytelm.errors import ConfigError, SourceError
-
-    if file is not None and corpus is not None:
-        raise ConfigError("--file and --corpus are both given; one is scored, leave one out")
-    if file is not None:
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise SourceError(f"cannot read {file}: {error.strerror}; give a file that exists") from error
-        return _HeldOut(name=str(file), raw_bytes=len(content), documents=lambda: [content])
-    source = _corpus_of(checkpoint) if corpus is None else Corpus.open(corpus)
-    source.shards(split)  # refuses a split that is not there
-    return _HeldOut(
-        name=f"{source.path} ({split})",
-        raw_bytes=source.raw_bytes(split),
-        documents=lambda: source.documents(split),
-    )
-
-
-def _corpus_of(checkpoint: Path) -> "Corpus":
-    """The corpus that the run was trained on, if it is still there."""
-    from bytelm.checkpoint import read_corpus
-    from bytelm.data.shards import Corpus
-    from bytelm.errors import CorpusError
-
-    path, fingerprint = read_corpus(checkpoint)
-    remedy = "give --corpus or --file"
-    if not isinstance(path, str):
-        raise CorpusError(f"the run was trained on several corpora ({', '.join(path)}); {remedy}")
-    try:
-        corpus = Corpus.open(path)
-    except CorpusError as error:
-        raise CorpusError(f"the run's own corpus cannot be opened ({error}); {remedy}") from error
-    if corpus.fingerprint != fingerprint:
-        raise CorpusError(f"{path} holds another corpus now than the one that the run was trained on; {remedy}")
-    return corpus
-
-
-def _bits_facts(scores: "BitsPerByte | None") -> dict[str, Any]:
-    if scores is None:
-        return {}
-    return {
-        "bits_per_byte": scores.by_head[0],
-        "bits_per_byte_by_head": list(scores.by_head),
-        "scored_bytes": scores.scored_bytes,
-        "documents": scores.documents,
-        "context_bytes": scores.context_bytes,
-        "stride": scores.stride,
-        "rule": scores.rule,
-    }
-
-
-def _acceptance_facts(accepted: "Acceptance | None") -> dict[str, Any]:
-    if accepted is None:
-        return {}
-    return {
-        "bytes_per_step": accepted.bytes_per_step,
-        "acceptance_by_head": list(accepted.by_head),
-        "generated_bytes": accepted.generated_bytes,
-        "steps": accepted.steps,
-        "prompts": accepted.prompts,
-    }
-
-
-def _lines(scores: "BitsPerByte | None", accepted: "Acceptance | None") -> Iterator[str]:
-    if scores is not None:
-        yield f"bits per byte {scores.by_head[0]:.4f}, over {scores.scored_bytes:,} bytes"
-        yield f"by head: {' '.join('–' if bits is None else f'{bits:.3f}' for bits in scores.by_head)}"
-        yield f"rule: {scores.rule}"
-    if accepted is not None:
-        yield f"bytes per step {accepted.bytes_per_step:.3f}, over {accepted.prompts} prompts"
-        yield f"acceptance by head: {' '.join('–' if share is None else f'{share:.3f}' for share in accepted.by_head)}"
+        yield told

@@ -44,9 +44,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluated(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert app.run(["eval", *words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+def evaluated(capsys: pytest.CaptureFixture[str], *words: str, task: str = "bpb") -> dict[str, Any]:
+    assert app.run(["eval", *words, "--task", task, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["tasks"][task]
 
 
 def failed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -96,27 +96,74 @@ def test_a_limit_scores_no_more_than_it_says(trained: Path, capsys: pytest.Captu
     assert 500 < result["scored_bytes"] <= 1024
 
 
-def test_acceptance_is_measured_in_real_decoding(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = evaluated(capsys, str(trained / "run"), "--task", "bpb,acceptance", "--prompts", "4")
+def test_acceptance_is_measured_in_real_decoding_and_on_real_text(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluated(capsys, str(trained / "run"), "--prompts", "4", "--max-bytes", "20", task="acceptance")
     assert len(result["acceptance_by_head"]) == 3
     assert result["acceptance_by_head"][0] == 1.0
     assert result["bytes_per_step"] == pytest.approx(result["generated_bytes"] / result["steps"])
     assert result["prompts"] == 4
-    alone = evaluated(capsys, str(trained / "run"), "--task", "acceptance", "--prompts", "2")
-    assert "bits_per_byte" not in alone
+    corpus = Corpus.open(trained / "corpus")
+    model, _ = load_model(trained / "run")
+    expected = bits_per_byte(model, corpus.documents("validation"), context_bytes=24)
+    forced = result["teacher_forced"]
+    assert forced["survival_by_head"] == list(expected.agreement_by_head)
+    assert forced["bytes_per_step"] == expected.bytes_per_step_estimate
+    places = forced["by_word_place"]
+    assert list(places) == ["outside", "first", "second", "third", "fourth", "fifth and later"]
+    assert sum(part["bytes"] for part in places.values()) == corpus.raw_bytes("validation")
 
 
-def test_people_are_told_the_figure_and_the_rule(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.run(["eval", str(trained / "run"), "--task", "bpb,acceptance", "--prompts", "2"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("bits per byte ")
-    assert "windows of 24 ids that advance by 12" in shown
-    assert "bytes per step " in shown
+def test_several_tasks_are_one_object_and_a_file_each(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--task", "bpb,acceptance", "--prompts", "2", "--max-bytes", "5", "--limit-bytes", "200", "--samples"]
+    assert app.run(["eval", str(trained / "run"), *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["tasks"]
+    assert set(found) == {"bpb", "acceptance"}
+    for task, facts in found.items():
+        kept = json.loads((trained / "run" / "eval" / f"{task}-step-00000003.json").read_bytes())
+        assert kept["task"] == task
+        assert {name: kept[name] for name in facts} == facts
+        assert len(kept.get("samples", [])) == (2 if task == "acceptance" else 0)
 
 
-def test_a_checkpoint_can_be_evaluated_by_itself(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = trained / "run" / "checkpoints" / "step-00000003"
-    assert evaluated(capsys, str(checkpoint))["checkpoint"] == str(checkpoint)
+def test_a_run_that_cannot_be_written_to_is_evaluated_all_the_same(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    (tmp_path / "run" / "eval").write_text("a file where a folder should be")
+    assert app.run(["eval", str(tmp_path / "run"), "--limit-bytes", "200"]) == 0
+    shown = capsys.readouterr()
+    assert "bits per byte" in shown.out
+    assert "is not kept" in shown.err
+
+
+def test_bits_per_byte_are_proved_by_coding_and_decoding(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bytes").write_bytes(bytes(random.Random(1).randbytes(2000)) + b"the byte window head " * 40)
+    result = evaluated(capsys, str(trained / "run"), "--file", str(tmp_path / "bytes"), "--compress")
+    proof = result["arithmetic_coding"]
+    assert proof["decoded_back"] is True
+    assert proof["promised_bytes"] == pytest.approx(result["bits_per_byte"] * result["scored_bytes"] / 8)
+    assert proof["payload_bytes"] == pytest.approx(proof["promised_bytes"], rel=1e-3)
+
+
+def test_types_and_compressors_stand_beside_the_bits(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.py").write_text("import os\n" * 300)
+    (tmp_path / "b.txt").write_text("слово " * 300)
+    (tmp_path / "c.txt").write_text("the word " * 300)
+    ingest([tmp_path / name for name in ("a.py", "b.txt", "c.txt")], tmp_path / "corpus", validation_fraction=0.0)
+    result = evaluated(capsys, str(trained / "run"), "--corpus", str(tmp_path / "corpus"), "--split", "train")
+    sizes = {name: part["bytes"] for name, part in result["by_type"].items()}
+    assert sizes == {"python": 3000, "text, cyrillic": 3300, "text, latin": 2700}
+    total = sum(part["bytes"] * part["bits_per_byte"] for part in result["by_type"].values())
+    assert total / result["scored_bytes"] == pytest.approx(result["bits_per_byte"])
+    assert result["by_script"]["cyrillic"]["bytes"] == 3000
+    assert set(result["compressors"]) == {"zstd -19", "xz -9"}
+    assert all(0 < bits < 1 for bits in result["compressors"].values())
 
 
 @pytest.mark.parametrize(
