@@ -112,7 +112,8 @@ class RangeDecoder:
 def shares(logits_V: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Where the share of each byte begins, of 2^32, and last where that of all other ids does; (257,).
 
-    Every symbol has a share of 1 or more, so that every byte can be coded.
+    Every symbol has a share of 1 or more, so that every byte can be coded; one that is less likely than that costs less
+    than its bits per byte say.
     """
     scores_V = logits_V.astype(np.float64)
     weights_V = np.exp(scores_V - scores_V.max())
