@@ -187,7 +187,8 @@ def _laws(
 def _after(model: ByteLM, cache: KVCache, identifier: int) -> npt.NDArray[np.float32]:
     """Logits of head 0 after one id more."""
     inputs_11 = torch.tensor([[identifier]], device=model.embedding.device)
-    hidden_11D = model.decode(inputs_11, cache)
-    logits_V = model.heads.decode_logits(hidden_11D, cache, range(1))[0, 0, 0]
+    shared = model.cached_pass(cache, 1)
+    hidden_11D = model.decode(inputs_11, shared)
+    logits_V = model.heads.decode_logits(hidden_11D, shared, range(1))[0, 0, 0]
     cache.advance(1)
     return logits_V.float().cpu().numpy()

@@ -1,7 +1,7 @@
 """The task ``bpb``: bits per byte of every head and type, beside what zstd and xz make of the same bytes."""
 
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -9,8 +9,11 @@ import zstandard
 
 from bytelm import arithmetic_coding
 from bytelm.breakdown import Breakdown, Part, break_down
+from bytelm.errors import ConfigError
+from bytelm.evaluate import bits_per_byte
 from bytelm.scoring import default_stride
 from bytelm.task import Request, Result, share
+from bytelm.vocab import BYTE_VOCABULARY
 
 _ZSTD_LEVEL: Final = 19
 _XZ_LEVEL: Final = 9
@@ -84,6 +87,23 @@ def bpb(request: Request) -> Result:
             "decoded back, every byte the same"
         )
     return Result(facts=facts, lines=tuple(lines))
+
+
+def _measure(
+    request: Request,
+    documents: Iterable[tuple[bytes, str]],
+    context: int,
+    stride: int,
+    after_batch: Callable[[int], None],
+) -> Breakdown:
+    model = request.model.model
+    if request.model.config.model.vocabulary == BYTE_VOCABULARY:
+        return break_down(model, documents, context_bytes=context, stride=stride, after_batch=after_batch)
+    if request.compress:
+        raise ConfigError("--compress codes bytes one by one, and the ids of this run are not bytes; leave it out")
+    data = (document for document, _ in documents)  # ids that stand for several bytes belong to no part
+    bits = bits_per_byte(model, data, context_bytes=context, stride=stride)
+    return Breakdown(bits=bits, by_type={}, by_word_place={}, by_script={})
 
 
 def _round_trip(request: Request, context: int, stride: int, found: Breakdown) -> dict[str, Any]:

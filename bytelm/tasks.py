@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import bytelm
+from bytelm.api import LanguageModel
 from bytelm.checkpoint import FOLDER as CHECKPOINTS
 from bytelm.errors import ConfigError, StorageError
 from bytelm.files import refusals_named, write_file
@@ -15,6 +16,7 @@ from bytelm.sampling import Sampler
 from bytelm.task import PAPER_PASS_AT, Request, Result
 from bytelm.task_acceptance import acceptance
 from bytelm.task_bpb import bpb
+from bytelm.vocab import BYTE_VOCABULARY
 
 TASKS: Final[dict[str, Callable[[Request], Result]]] = {
     "bpb": bpb,
@@ -67,6 +69,19 @@ def parse_pass_at(text: str | None, samples: int) -> tuple[tuple[int, float], ..
         Sampler(temperature=float(match[2]))
         found.append((int(match[1]), float(match[2])))
     return tuple(found)
+
+
+def check_vocabulary(task: str, model: LanguageModel) -> None:
+    """Refuse a task on a run whose ids are not bytes; ``bpb`` alone counts the bytes of any ids.
+
+    Raises:
+        ConfigError: It cannot be done.
+    """
+    vocabulary = model.config.model.vocabulary
+    if task != "bpb" and vocabulary != BYTE_VOCABULARY:
+        raise ConfigError(
+            f"task {task} is for models of bytes, and the run has model.vocabulary = {vocabulary}; use --task bpb"
+        )
 
 
 def results_folder(checkpoint: Path) -> Path:

@@ -140,7 +140,7 @@ def evaluate(
     Every byte is scored once, from its raw bytes; the rule about its context is part of the result. What a task
     finds is printed and kept in the run's folder eval/.
     """
-    from bytelm.tasks import TASKS, keep, parse_pass_at, parse_tasks, results_folder
+    from bytelm.tasks import TASKS, check_vocabulary, keep, parse_pass_at, parse_tasks, results_folder
 
     names = parse_tasks(task)
     asked = parse_pass_at(pass_at, programs)
@@ -154,6 +154,8 @@ def evaluate(
 
     checkpoint = find_checkpoint(run)
     model = load(checkpoint, device=device, precision="float32")
+    for name in names:
+        check_vocabulary(name, model)
     folder = results_folder(checkpoint)
 
     def held_out() -> "HeldOut":

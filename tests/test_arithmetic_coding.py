@@ -83,7 +83,8 @@ def test_shares_are_the_law_and_leave_no_byte_without_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "context", "stride"), [("linear", 16, 5), ("linear", 8, 8), ("transformer", 150, 75), ("anticausal", 20, 9)]
+    ("family", "context", "stride"),
+    [("linear", 16, 5), ("linear", 8, 8), ("transformer", 150, 75), ("anticausal", 20, 9)],
 )
 def test_documents_come_back_whatever_the_window(family: HeadFamily, context: int, stride: int) -> None:
     model = tiny_model(family)
