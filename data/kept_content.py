@@ -20,10 +20,12 @@ from bytelm.data.frame_packer import FramePacker
 from bytelm.data.shard_file import ShardReader, ShardWriter
 from bytelm.errors import ShardError, StorageError
 
+LEAST_FREE: Final = 1 / 8
+"""Share of a disk that stays free."""
+
 _LEVEL: Final = 1
 _FRAME_BYTES: Final = 1 << 20
 _ASKED_EVERY_BYTES: Final = 64 << 20
-_LEAST_FREE: Final = 1 / 8
 
 
 class ContentPlace(NamedTuple):
@@ -51,7 +53,7 @@ class ContentWriter:
         least_free: Share of the disk that stays free.
     """
 
-    def __init__(self, file: Path, least_free: float = _LEAST_FREE) -> None:
+    def __init__(self, file: Path, least_free: float = LEAST_FREE) -> None:
         self._place = file
         self._beside = file.with_name(file.name + ".part")
         self._least_free = least_free
