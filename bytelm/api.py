@@ -10,6 +10,8 @@ A prompt is the beginning of a document, as bytes or as text, which is encoded i
 first; text is decoded from them with a stated policy for invalid ones.
 """
 
+import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,13 @@ import torch
 
 from bytelm.checkpoint import load_model
 from bytelm.config import Precision, RunConfig
-from bytelm.decode import context_start, decode_steps, generate, slid_start
+from bytelm.decode import DecodePlan, Request, context_start, decode_batch, decode_steps, generate, slid_start
 from bytelm.device import choose_device
 from bytelm.drafting import DraftPolicy
 from bytelm.errors import GenerationError
-from bytelm.generation import Exactness, GenerateSettings, Generation
+from bytelm.generation import Exactness, GenerateSettings, Generation, Step
 from bytelm.model import ByteLM
+from bytelm.tune import read_plan, run_folder
 from bytelm.utf8 import InvalidBytes, TextDecoder
 from bytelm.vocab import EOD
 
@@ -75,11 +78,26 @@ class LanguageModel:
     Args:
         model: In evaluation mode, on its device.
         config: Of the run that trained it.
+        folder: Of that run, where ``bytelm tune`` leaves its plan; None for none.
+
+    Attributes:
+        refused: Why the plan that is there is not used; "" where it is, or there is none. Known after ``plan``.
     """
 
-    def __init__(self, model: ByteLM, config: RunConfig) -> None:
+    def __init__(self, model: ByteLM, config: RunConfig, folder: Path | None = None) -> None:
         self.model = model
         self.config = config
+        self.refused = ""
+        self._folder = folder
+        self._plan: DecodePlan | None = None
+        self._looked = False
+
+    def plan(self) -> DecodePlan | None:
+        """What ``bytelm tune`` measured here; looked for once, with the threads and the precision of that moment."""
+        if not self._looked and self._folder is not None:
+            self._plan, self.refused = read_plan(self._folder, self.model)
+        self._looked = True
+        return self._plan
 
     @property
     def context_bytes(self) -> int:
@@ -99,7 +117,37 @@ class LanguageModel:
         Example:
             ``model.generate("def ", max_bytes=64, stop="\\n\\n").text``
         """
-        return generate(self.model, _bytes(prompt), _settings(options), context_bytes=self.context_bytes)
+        return generate(
+            self.model, _bytes(prompt), _settings(options), context_bytes=self.context_bytes, tuned=self.plan()
+        )
+
+    def generate_batch(
+        self, prompts: Sequence[str | bytes], *, slots: int = 8, **options: Unpack[GenerateOptions]
+    ) -> list[Generation]:
+        """Continue several prompts side by side; each gets the bytes that it would get alone.
+
+        Args:
+            prompts: Beginnings of documents, of any lengths.
+            slots: Prompts at a time.
+            **options: As of ``generate``; prompt n is sequence ``sequence`` + n, so that each has noise of its own.
+
+        Returns:
+            As many generations, in the order of the prompts; ``elapsed_s`` is that of all.
+
+        Raises:
+            GenerationError: As ``generate``.
+        """
+        first = _settings(options)
+        settings = [dataclasses.replace(first, sequence=first.sequence + place) for place in range(len(prompts))]
+        asked = [Request(_bytes(prompt), one) for prompt, one in zip(prompts, settings, strict=True)]
+        steps: list[list[Step]] = [[] for _ in asked]
+        begin = time.perf_counter()
+        for index, step in decode_batch(
+            self.model, asked, context_bytes=self.context_bytes, slots=slots, tuned=self.plan()
+        ):
+            steps[index].append(step)
+        elapsed_s = time.perf_counter() - begin
+        return [Generation.of(one, prediction_heads=self.model.heads.count, elapsed_s=elapsed_s) for one in steps]
 
     def stream(
         self, prompt: str | bytes, *, invalid: InvalidBytes = "replace", **options: Unpack[GenerateOptions]
@@ -139,7 +187,7 @@ class LanguageModel:
         return _score(self.model, _bytes(prompt), _bytes(continuation), self.context_bytes)
 
     def _pieces(self, prompt: bytes, settings: GenerateSettings, decoder: TextDecoder) -> Iterator[Piece]:
-        for step in decode_steps(self.model, prompt, settings, context_bytes=self.context_bytes):
+        for step in decode_steps(self.model, prompt, settings, context_bytes=self.context_bytes, tuned=self.plan()):
             text = decoder.feed(step.data)
             if step.finish_reason is not None:
                 text += decoder.finish()
@@ -166,7 +214,7 @@ def load(path: str | Path, *, device: str = "auto", precision: Precision = "auto
         precision = "bfloat16" if place.type == "cuda" else "float32"
     model = model.to(device=place, dtype=_DTYPES[precision]).eval()
     model.pack()
-    return LanguageModel(model, config)
+    return LanguageModel(model, config, run_folder(Path(path)))
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -65,12 +65,18 @@ class DecodePlan:
     """What was measured of a model on a machine; without it, sensible guesses take its place.
 
     Attributes:
-        cost: Of a step.
+        costs: Of a step, for some numbers of bytes before it, ascending.
         calibration: What became of drafts on held-out bytes.
+        shared: Whether this very calibration is to go on counting; otherwise each decoding begins with a copy.
     """
 
-    cost: StepCost
+    costs: tuple[tuple[int, StepCost], ...]
     calibration: Calibration
+    shared: bool = False
+
+    def cost_at(self, past: int) -> StepCost:
+        """Cost where so many bytes are before a step: that of the nearest number."""
+        return min(self.costs, key=lambda one: abs(one[0] - past))[1]
 
 
 def generate(
@@ -198,7 +204,7 @@ class _Sequence:
         node: After the last of them.
         ahead: What the trunk chose behind a branch that was right: the beginning of the next draft.
         logits_KV: Of the draft heads after ``ahead``; None where they were not asked.
-        asked: Whether the present draft was made with the heads.
+        asked: Whether that is so.
     """
 
     def __init__(self, index: int, request: Request, model: ByteLM, cache: KVCache, engine: "_Engine") -> None:
@@ -211,6 +217,7 @@ class _Sequence:
         self.ahead: list[int] = []
         self.logits_KV: npt.NDArray[np.float32] | None = None
         self.finished = False
+        self.asked = False
         prefill(model, cache, self.ids, context_start(len(self.ids), cache.capacity))
 
     @property
@@ -247,20 +254,25 @@ class _Engine:
     settings: GenerateSettings
     tuned: DecodePlan | None
     calibration: Calibration = field(init=False)
+    plan: DecodePlan = field(init=False)
     cost: StepCost = field(init=False)
     rule: RowRule = field(init=False)
     heads: bool = field(init=False)
     pace: tuple[float, float] = (0.0, 0.0)
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         model = self.model
         self.rule = row_rule(model, self.settings)
         self.heads = self.settings.draft in ("adaptive", "heads", "tree") and model.heads.count > 1
         if self.tuned is None:
-            self.cost = prior_cost(model.embedding.device.type, heads=_share_of_draft_heads(model))
-            self.calibration = Calibration()
+            cost = prior_cost(model.embedding.device.type, heads=_share_of_draft_heads(model))
+            self.plan = DecodePlan(((0, cost),), Calibration(), shared=True)
         else:
-            self.cost, self.calibration = self.tuned.cost, Calibration(dict(self.tuned.calibration.counts))
+            self.plan = self.tuned
+        known = self.plan.calibration
+        self.calibration = known if self.plan.shared else Calibration(dict(known.counts))
+        self.cost = self.plan.cost_at(0)
 
     def check(self, settings: GenerateSettings) -> None:
         for name in ("draft", "exact"):
@@ -269,6 +281,8 @@ class _Engine:
 
     def step(self, sequences: list[_Sequence]) -> Iterator[tuple[int, Step]]:
         """One pass for all sequences, and what it gave to each."""
+        self.sequences = len(sequences)
+        self.cost = self.plan.cost_at(max(one.cache.length for one in sequences))
         drafts = self._drafts(sequences)
         rows = self.rule.padded([1 + len(draft.nodes) for draft in drafts])
         starts = np.cumsum([0, *rows]).tolist()
@@ -318,7 +332,7 @@ class _Engine:
                 found_NKV = drafting[0].float().cpu().numpy()
             found = dict(zip(asking, found_NKV, strict=True))
         for place, (one, verdict) in enumerate(zip(sequences, verdicts, strict=True)):
-            one.ahead, one.logits_KV = verdict.ahead, found.get(place)
+            one.ahead, one.logits_KV, one.asked = verdict.ahead, found.get(place), place in found
             one.cache.advance(len(verdict.choices))
         self._keep_pace(sum(len(verdict.choices) for verdict in verdicts), starts[-1], asked=bool(asking))
         yield from steps
@@ -337,7 +351,7 @@ class _Engine:
                 proposals.append([])
             else:
                 proposals.append(one.drafter.candidates(one.logits_KV, one.ahead, one.node, path))
-        base = self.cost.of(self.rule.total([1] * len(sequences)))
+        base = self.cost.of(self.rule.total([1] * len(sequences)), len(sequences))
         gained, spent = self.pace
         # At first as if nothing were accepted; then at the rate of the last steps.
         rate = (gained + len(sequences)) / (spent + base)
@@ -345,7 +359,7 @@ class _Engine:
         return [draft.cut(limit) for draft, limit in zip(drafts, limits, strict=True)]
 
     def _keep_pace(self, gained: int, rows: int, *, asked: bool) -> None:
-        spent = self.cost.of(rows) + (self.cost.heads if asked else 0.0)
+        spent = self.cost.of(rows, self.sequences) + (self.cost.heads if asked else 0.0)
         self.pace = self.pace[0] * _PACE_DECAY + gained, self.pace[1] * _PACE_DECAY + spent
 
 
@@ -402,6 +416,8 @@ def _emit(sequence: _Sequence, draft: Draft, verdict: _Verdict, logits_MV: npt.N
         tuple(node.source for node in draft.nodes[: draft.chain]),
         accepted,
         rows,
+        draft.expected,
+        sequence.asked,
         finish_reason,
     )
 

@@ -20,6 +20,7 @@ Shapes: K prediction heads, V vocabulary.
 Source: Rows by expected gain over cost: Dinkelbach 1967; trees from heads: Cai et al. 2024, arXiv 2401.10774.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ _PAST_NODES: Final = 15
 _BRANCH_CHANCE: Final = 0.98
 _DECAY: Final = 0.98
 _LONGEST_PAUSE: Final = 32
+_SHARPER: Final = 0.6
 _PRIOR_WEIGHT: Final = 6.0
 
 _PRIOR_OF_MATCH: Final = ((4, 0.35), (6, 0.5), (8, 0.6), (12, 0.7), (16, 0.8), (24, 0.9), (32, 0.95), (64, 0.98))
@@ -102,6 +104,11 @@ class Draft:
     chain: int
 
     @property
+    def expected(self) -> float:
+        """Bytes that the chain is expected to give, the trunk's own included."""
+        return 1.0 + sum(node.reach for node in self.nodes[: self.chain])
+
+    @property
     def parents(self) -> list[int] | None:
         """Parent rows for a pass whose row 0 is the first id; None where all is a chain."""
         return None if self.chain == len(self.nodes) else [-1, *(node.parent + 1 for node in self.nodes)]
@@ -146,18 +153,20 @@ class StepCost:
     Attributes:
         rows: Ascending, at least two.
         cost: Of a pass with so many rows; between them it is a straight line.
-        heads: Of the draft heads at one row.
+        heads: Of the draft heads at one row, and of weighing what they propose.
+        sequence: Of each sequence beyond the first, whose attention is its own.
     """
 
     rows: tuple[int, ...]
     cost: tuple[float, ...]
     heads: float
+    sequence: float = 0.0
 
-    def of(self, rows: int) -> float:
+    def of(self, rows: int, sequences: int = 1) -> float:
         """Cost of a pass."""
-        return float(np.interp(rows, self.rows, self.cost)) + max(0, rows - self.rows[-1]) * (
-            (self.cost[-1] - self.cost[-2]) / (self.rows[-1] - self.rows[-2])
-        )
+        place = min(max(bisect.bisect_left(self.rows, rows), 1), len(self.rows) - 1)
+        slope = (self.cost[place] - self.cost[place - 1]) / (self.rows[place] - self.rows[place - 1])
+        return self.cost[place - 1] + slope * (rows - self.rows[place - 1]) + self.sequence * (sequences - 1)
 
 
 def prior_cost(device: str, *, heads: float) -> StepCost:
@@ -183,6 +192,8 @@ class Drafter:
 
     def __init__(self, law: Law, policy: DraftPolicy, calibration: Calibration, data: bytes) -> None:
         self._law, self._policy, self._calibration = law, policy, calibration
+        # A draft of the highest byte is right more often than one of a drawn byte: they are counted apart.
+        self._rule = "" if law.sampler.greedy else "drawn "
         self._past = SuffixIndex(data) if policy in ("adaptive", "ngram") else None
         self._gain, self._pause, self._wait = 1.0, 0, 0  # bytes a step by the heads; steps without them
         self._asked = False
@@ -220,7 +231,7 @@ class Drafter:
         for identifier in ahead[:limit]:
             if identifier == EOD:
                 return found
-            kind = "branch"
+            kind = f"{self._rule}branch"
             chance = self._calibration.share(kind, _BRANCH_CHANCE)
             reach *= chance
             found.append(Candidate(len(found) - 1, identifier, BRANCH, chance, kind, reach))
@@ -257,7 +268,7 @@ class Drafter:
         weight, guess, past = 0.0, -1, None
         if said is not None:
             guess, length = said
-            past = (guess, f"past {_match_bin(length)}")
+            past = (guess, f"{self._rule}past {_match_bin(length)}")
             weight = self._calibration.share(past[1], _prior_of_match(length))
         if head is None:
             return Candidate(parent, guess, PAST, weight, None, reach * weight, past), None
@@ -294,7 +305,9 @@ class Drafter:
         return math.log(max(of_one, 1e-300)) + noise_V[one] > math.log(max(of_other, 1e-300)) + noise_V[other]
 
     def _candidate(self, parent: int, identifier: int, depth: int, chance: float, reach: float, what: str) -> Candidate:
-        kind = f"{what} {min(depth, 8)} {_chance_bin(chance)}"
+        kind = f"{self._rule}{what} {min(depth, 8)} {_chance_bin(chance)}"
+        if self._law.sampler.greedy and what != "side":
+            chance **= _SHARPER  # the trunk takes its highest byte more often than it would draw it
         chance = self._calibration.share(kind, min(max(chance, 1e-4), 0.999))
         return Candidate(parent, identifier, depth + 1, chance, kind, reach * chance)
 
@@ -309,12 +322,9 @@ class Drafter:
             depth = side.parent + 2 - ahead  # of the byte behind the branch
             best = heads.best(depth)
             if best is not None and best[0] != EOD:
-                chance = self._calibration.share(f"behind {min(depth, 8)}", 0.8 * best[1])
-                found.append(
-                    Candidate(
-                        len(found) - 1, best[0], depth + 1, chance, f"behind {min(depth, 8)}", side.reach * chance
-                    )
-                )
+                kind = f"{self._rule}behind {min(depth, 8)}"
+                chance = self._calibration.share(kind, 0.8 * best[1])
+                found.append(Candidate(len(found) - 1, best[0], depth + 1, chance, kind, side.reach * chance))
         return found
 
     def observe(self, draft: Draft, choices: Sequence[int], cost: StepCost) -> None:
@@ -413,7 +423,7 @@ def plan(
                 break
             counts[sequence] += 1
             expected += reach
-        value = expected - rate * cost.of(rows.total(counts))
+        value = expected - rate * cost.of(rows.total(counts), len(proposals))
         if value > best_value + 1e-9:
             best_value, best_count = value, count
     chosen: list[list[int]] = [[] for _ in proposals]

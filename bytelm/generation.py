@@ -94,6 +94,8 @@ class Step:
         drafted: Sources of the chain of drafts that was verified.
         accepted: How many of them were right.
         rows: Rows of the pass that belong to the sequence, branches and padding included.
+        expected: Bytes that the planner expected.
+        asked: Whether the draft heads were asked for this step, after the pass before it.
         finish_reason: Why this step is the last; None where it is not.
     """
 
@@ -103,6 +105,8 @@ class Step:
     drafted: tuple[int, ...]
     accepted: int
     rows: int
+    expected: float
+    asked: bool
     finish_reason: FinishReason | None
 
 

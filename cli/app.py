@@ -20,6 +20,7 @@ from bytelm.cli.inspect import inspect
 from bytelm.cli.quickstart import quickstart
 from bytelm.cli.report import report
 from bytelm.cli.train import train
+from bytelm.cli.tune import tune
 from bytelm.errors import BytelmError
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ app.command(cls=GroupedCommand)(ingest)
 app.command()(inspect)
 app.command()(train)
 app.command()(generate)
+app.command()(tune)
 app.command("eval", cls=GroupedCommand)(evaluate)
 app.command()(report)
 app.command()(export)

@@ -93,7 +93,7 @@ ROWS: list[set[str]] = [
     {"bytelm.loss", "bytelm.checkpoint", "bytelm.scoring"},
     {"bytelm.fine_tuning", "bytelm.export"},
     {"bytelm.decode", "bytelm.distributed", "bytelm.memory", "bytelm.saver"},
-    {"bytelm.evaluate"},
+    {"bytelm.evaluate", "bytelm.tune"},
     {"bytelm.breakdown"},
     {"bytelm.corpora", "bytelm.token_packing"},
     {"bytelm.vocabularies"},
@@ -128,7 +128,7 @@ ROWS: list[set[str]] = [
         "bytelm.cli.report",
         "bytelm.cli.export",
     },
-    {"bytelm.cli.inspect", "bytelm.cli.quickstart"},
+    {"bytelm.cli.inspect", "bytelm.cli.quickstart", "bytelm.cli.tune"},
     {"bytelm.cli.app"},
     {"bytelm.cli.__main__"},
 ]
