@@ -70,6 +70,7 @@ def prepare(
     )
 
 
+@torch.compiler.disable()  # a kernel of its own: whoever compiles a layer compiles what is around it
 def attend(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, prepared: BlockMask) -> Tensor:
     """Mixed values (B, H, T, C); see ``bytelm.attention.attend``."""
     return _compiled()(query_BHTC, key_BGTC, value_BGTC, block_mask=prepared, enable_gqa=True)

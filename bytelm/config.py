@@ -29,6 +29,7 @@ AttentionBackend = Literal["torch", "flex", "xformers", "reference"]
 AttentionSetting = Literal["auto", "torch", "flex", "xformers", "reference"]
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd"]
+CompileSetting = Literal["auto", "on", "off"]
 Frozen = Literal["nothing", "trunk", "language_model"]
 Parallel = Literal["auto", "ddp", "fsdp"]
 
@@ -230,6 +231,9 @@ class TrainConfig(_Section):
     parallel: Parallel = Field(
         default="auto",
         description="under torchrun: a copy of the model on each process (ddp, auto), or a part of it (fsdp)",
+    )
+    compile: CompileSetting = Field(
+        default="auto", description="compile the layers for training; auto does so on CUDA with Triton"
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")

@@ -230,7 +230,7 @@ def _validation_s(job: Job) -> float:
     total = sum(map(len, job.held_out))
     scored, begun_s, left = 0, time.perf_counter(), iter(job.held_out)
     while time.perf_counter() - begun_s < _VALIDATED_S and (some := _some_of(left)):
-        with job.autocast():
+        with job.evaluated(), job.autocast():
             bits_per_byte(job.model, some, context_bytes=job.config.data.window_bytes)
         scored += sum(map(len, some))
     return (time.perf_counter() - begun_s) * total / scored if scored else 0.0

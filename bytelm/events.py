@@ -22,6 +22,8 @@ class Started:
     """The backend that computes attention."""
     attention_reason: str
     """Why it is this one: half a sentence for people."""
+    compiled: bool
+    """Whether layers are compiled in training."""
     best_bits_per_byte: float | None
     """Of head 0, in the best validation before; None where there was none."""
     held_out_bytes: int

@@ -7,7 +7,7 @@ the folder for as long as the job is open.
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from bytelm.attention import BackendChoice, choose_backend
 from bytelm.averaging import WeightAverage
 from bytelm.bpe import read_vocabulary, saved_form
 from bytelm.checkpoint import Snapshot, checkpoints
+from bytelm.compiling import choose_compile, compile_layers, eagerly
 from bytelm.config import PATH_OF_CONFIG, RunConfig, TrainConfig
 from bytelm.corpora import Corpora, Given, open_corpora
 from bytelm.data.batches import BatchLoader
@@ -63,6 +64,8 @@ class Job:
     attention: BackendChoice
     """What computes attention, and why."""
     model: ByteLM
+    compiled: bool
+    """Whether its layers are compiled in training."""
     flops_per_byte: float
     """Of a training step."""
     optimizer: Optimizer
@@ -91,9 +94,12 @@ class Job:
         """Matrix products in the job's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def evaluated(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model holds the weights that are evaluated."""
-        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Inside, the model holds the weights that are evaluated, and nothing is compiled."""
+        average = contextlib.nullcontext() if self.average is None else self.average.in_place()
+        with average, eagerly() if self.compiled else contextlib.nullcontext():
+            yield
 
     def elapsed_s(self) -> float:
         """Seconds in training, over all starts; where they are the budget, those of rank 0 on all ranks."""
@@ -248,6 +254,9 @@ def open_job(
         if source is not None:
             begin_with(model, source)
         freeze(model, settings.frozen)
+        compiled = choose_compile(settings.compile, device)
+        if compiled:
+            compile_layers(model)
         loader = stack.enter_context(
             corpora.loader(config, batch_windows=share.batch_windows, rank=ranks.rank, ranks=ranks.count)
         )
@@ -270,6 +279,7 @@ def open_job(
         precision=precision,
         attention=attention,
         model=model,
+        compiled=compiled,
         flops_per_byte=model.flops_per_byte(config.data.window_bytes, training=True),
         optimizer=make_optimizer(model, settings),
         average=WeightAverage(model, settings.ema_decay) if settings.ema_decay else None,

@@ -113,6 +113,7 @@ def train(
             precision=job.precision,
             attention=job.attention.backend,
             attention_reason=job.attention.reason,
+            compiled=job.compiled,
             best_bits_per_byte=state.safety.best_bits_per_byte,
             held_out_bytes=sum(map(len, job.held_out)),
             step=state.step,

@@ -220,6 +220,8 @@ def _beginning(started: "Started") -> str:
     line = f"{started.parameters:,} parameters, {started.device}, {started.precision}"
     if started.ranks > 1:
         line += f", {started.ranks} processes ({started.parallel})"
+    if started.compiled:
+        line += ", compiled"
     line += f"; attention by {started.attention} ({started.attention_reason})"
     if started.resumed_from is not None:
         line += f"; goes on from {started.resumed_from}"

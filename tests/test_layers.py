@@ -90,7 +90,7 @@ ROWS: list[set[str]] = [
     {"bytelm.drafting"},
     {"bytelm.generation"},
     {"bytelm.outlet"},
-    {"bytelm.loss", "bytelm.checkpoint", "bytelm.scoring"},
+    {"bytelm.compiling", "bytelm.loss", "bytelm.checkpoint", "bytelm.scoring"},
     {"bytelm.fine_tuning", "bytelm.export"},
     {"bytelm.decode", "bytelm.distributed", "bytelm.memory", "bytelm.saver"},
     {"bytelm.evaluate", "bytelm.tune"},

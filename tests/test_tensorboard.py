@@ -59,6 +59,7 @@ def started(run: Path, step: int) -> Started:
         precision="float32",
         attention="torch",
         attention_reason="",
+        compiled=False,
         best_bits_per_byte=None,
         held_out_bytes=10,
         step=step,
