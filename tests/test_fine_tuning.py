@@ -17,7 +17,7 @@ from bytelm.fine_tuning import Source, begin_with, read_source
 from bytelm.heads import FAMILIES
 from bytelm.model import ByteLM
 from bytelm.train import train
-from bytelm.vocab import VOCABULARY_SIZE
+from bytelm.vocab import BYTES, VOCABULARY_SIZE
 
 TINY = [
     "model.d_model=16",
@@ -81,7 +81,8 @@ def model_of(family: HeadFamily, count: int, seed: int) -> ByteLM:
 
 def source_of(model: ByteLM) -> Source:
     heads = [f"heads.family={model.heads_config.family}", f"heads.count={model.heads.count}"]
-    return Source(checkpoint=Path("step-00000001"), config=settings(*heads), weights=model.state_dict())
+    weights = model.state_dict()
+    return Source(checkpoint=Path("step-00000001"), config=settings(*heads), vocabulary=BYTES, weights=weights)
 
 
 def rows_of_head(model: ByteLM, head: int) -> torch.Tensor:
