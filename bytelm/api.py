@@ -31,7 +31,7 @@ from bytelm.generation import Exactness, GenerateSettings, Generation, Step
 from bytelm.model import ByteLM
 from bytelm.tune import read_plan, run_folder
 from bytelm.utf8 import InvalidBytes, TextDecoder
-from bytelm.vocab import EOD
+from bytelm.vocab import BYTES, EOD
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -184,6 +184,11 @@ class LanguageModel:
         Example:
             ``-model.score("", data).sum() / math.log(2) / len(data)`` is bits per byte.
         """
+        if self.model.vocabulary is not BYTES:
+            raise GenerationError(
+                f"the probability of a byte was asked for, and ids of {self.model.vocabulary.name} stand for several; "
+                "bytelm eval --task bpb scores whole documents"
+            )
         return _score(self.model, _bytes(prompt), _bytes(continuation), self.context_bytes)
 
     def _pieces(self, prompt: bytes, settings: GenerateSettings, decoder: TextDecoder) -> Iterator[Piece]:

@@ -46,8 +46,7 @@ from bytelm.kv_cache import BUCKET, KVCache
 from bytelm.layers import JoinedPass
 from bytelm.model import ROWS_MULTIPLE, ByteLM
 from bytelm.outlet import Chosen, Outlet
-from bytelm.sampling import CHOICES
-from bytelm.vocab import EOD
+from bytelm.vocab import BYTES, EOD
 
 _PACE_DECAY: Final = 0.95
 
@@ -150,7 +149,7 @@ def decode_batch(
             engine = engine or _Engine(model, request.settings, tuned)
             engine.check(request.settings)
             if request.settings.max_bytes > 0:
-                cache = caches.pop() if caches else model.new_cache(1, context_bytes)
+                cache = caches.pop() if caches else model.new_cache(1, max(2, model.config.ids_for(context_bytes)))
                 running.append(_Sequence(index, request, model, cache, engine))
         if engine is None or not running:
             return
@@ -209,11 +208,13 @@ class _Sequence:
 
     def __init__(self, index: int, request: Request, model: ByteLM, cache: KVCache, engine: "_Engine") -> None:
         self.index, self.settings, self.cache = index, request.settings, cache
-        self.ids = [EOD, *request.prompt]
-        self.outlet = Outlet(request.settings.max_bytes, request.settings.stop)
-        self.law = request.settings.law()
+        vocabulary = model.vocabulary
+        self.ids = [EOD, *vocabulary.encode(request.prompt).tolist()]
+        self.outlet = Outlet(request.settings.max_bytes, request.settings.stop, vocabulary)
+        self.law = request.settings.law(vocabulary.count)
         self.node = self.law.first_node(request.prompt)
-        self.drafter = Drafter(self.law, request.settings.draft, engine.calibration, request.prompt)
+        past = request.prompt if vocabulary is BYTES else None
+        self.drafter = Drafter(self.law, request.settings.draft, engine.calibration, past)
         self.ahead: list[int] = []
         self.logits_KV: npt.NDArray[np.float32] | None = None
         self.finished = False
@@ -275,6 +276,14 @@ class _Engine:
         self.cost = self.plan.cost_at(0)
 
     def check(self, settings: GenerateSettings) -> None:
+        if self.model.vocabulary is not BYTES:
+            asked = (settings.utf8, settings.repetition_penalty != 1.0, settings.logprobs, settings.draft == "ngram")
+            for name, wants_bytes in zip(("utf8", "repetition_penalty", "logprobs", "draft"), asked, strict=True):
+                if wants_bytes:
+                    raise GenerationError(
+                        f"{name} = {getattr(settings, name)!r} looks at bytes, and ids of {self.model.vocabulary.name} "
+                        "stand for several; leave it out"
+                    )
         for name in ("draft", "exact"):
             if getattr(settings, name) != getattr(self.settings, name):
                 raise GenerationError(f"prompts that are decoded side by side differ in {name}; give all the same")
@@ -305,7 +314,7 @@ class _Engine:
         heads = self.model.heads
         logits_MKV = heads.decode_logits(hidden_1MD, shared, range(at_once))[0].float().cpu().numpy()
         logits_MV = logits_MKV[:, 0]
-        best_M = logits_MV[:, :CHOICES].argmax(-1).tolist()
+        best_M = logits_MV[:, : self.model.vocabulary.count].argmax(-1).tolist()
 
         verdicts, steps = [], []
         for one, draft, start, count in zip(sequences, drafts, starts, rows, strict=False):
@@ -406,7 +415,7 @@ def _emit(sequence: _Sequence, draft: Draft, verdict: _Verdict, logits_MV: npt.N
     data, released = sequence.outlet.release(last=sequence.finished)
     if not sequence.finished:
         sequence.ids += choices
-        sequence.drafter.extend(bytes(choices))
+        sequence.drafter.extend(choices)
         for identifier in choices:
             sequence.node = sequence.node.after(identifier)
     return Step(

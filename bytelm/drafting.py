@@ -187,14 +187,14 @@ class Drafter:
         law: Of the sequence.
         policy: Who may propose.
         calibration: Shared by all sequences of a run.
-        data: Prompt.
+        data: Prompt; None where ids are no bytes, and the past is not looked at.
     """
 
-    def __init__(self, law: Law, policy: DraftPolicy, calibration: Calibration, data: bytes) -> None:
+    def __init__(self, law: Law, policy: DraftPolicy, calibration: Calibration, data: bytes | None) -> None:
         self._law, self._policy, self._calibration = law, policy, calibration
         # A draft of the highest byte is right more often than one of a drawn byte: they are counted apart.
         self._rule = "" if law.sampler.greedy else "drawn "
-        self._past = SuffixIndex(data) if policy in ("adaptive", "ngram") else None
+        self._past = SuffixIndex(data) if data is not None and policy in ("adaptive", "ngram") else None
         self._gain, self._pause, self._wait = 1.0, 0, 0  # bytes a step by the heads; steps without them
         self._asked = False
 
@@ -207,10 +207,10 @@ class Drafter:
             self._asked = True
         return self._asked
 
-    def extend(self, data: bytes) -> None:
-        """Bytes that became certain."""
+    def extend(self, ids: Sequence[int]) -> None:
+        """Ids that became certain."""
         if self._past is not None:
-            self._past.extend(data)
+            self._past.extend(bytes(ids))
 
     def candidates(
         self, logits_KV: npt.NDArray[np.float32] | None, ahead: Sequence[int], node: Node, limit: int
@@ -239,7 +239,7 @@ class Drafter:
         sides: list[Candidate] = []
         heads = _Heads(self._law, logits_KV, node)
         said, length = b"", 0  # what followed the last time, and after how many equal bytes
-        drafted = bytes(candidate.identifier for candidate in found)
+        drafted = b"".join(_byte(candidate.identifier) for candidate in found)
         for depth in range(limit - len(found)):
             head = heads.at(depth, node)
             if not said and self._past is not None and (head is not None or depth == 0):
@@ -254,10 +254,10 @@ class Drafter:
                 sides.append(side)
             if candidate is None:
                 break
-            said, length = (said[1:] if said[:1] == bytes((candidate.identifier,)) else b""), length + 1
+            said, length = (said[1:] if said[:1] == _byte(candidate.identifier) else b""), length + 1
             reach = candidate.reach
             found.append(candidate)
-            drafted += bytes((candidate.identifier,))
+            drafted += _byte(candidate.identifier)
             node = node.after(candidate.identifier)
         return self._with_sides(found, sides, heads, len(ahead))
 
@@ -487,6 +487,11 @@ def _chain(nodes: list[Candidate]) -> int:
     while chain < len(nodes) and nodes[chain].parent == chain - 1:
         chain += 1
     return chain
+
+
+def _byte(identifier: int) -> bytes:
+    """The byte of an id; none where ids stand for several, and the past is not looked at."""
+    return bytes((identifier,)) if identifier < EOD else b""
 
 
 def _chance_bin(chance: float) -> int:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from bytelm.drafting import PAST, DraftPolicy
 from bytelm.errors import GenerationError
 from bytelm.law import Law
-from bytelm.sampling import Sampler
+from bytelm.sampling import CHOICES, Sampler
 from bytelm.utf8 import decode_text, is_utf8
 
 Exactness = Literal["padded", "off"]
@@ -66,8 +66,8 @@ class GenerateSettings:
             raise GenerationError("a stop string is no UTF-8 and would cut a character; change it, or set utf8 = False")
         self.sampler()
 
-    def sampler(self) -> Sampler:
-        """The rule of choice that these settings name."""
+    def sampler(self, choices: int = CHOICES) -> Sampler:
+        """The rule of choice that these settings name, among so many ids."""
         return Sampler(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -75,11 +75,14 @@ class GenerateSettings:
             min_p=self.min_p,
             seed=self.seed,
             sequence=self.sequence,
+            choices=choices,
         )
 
-    def law(self) -> Law:
-        """The law of a sequence under these settings."""
-        return Law(self.sampler(), utf8=self.utf8, repetition_penalty=self.repetition_penalty, max_bytes=self.max_bytes)
+    def law(self, choices: int = CHOICES) -> Law:
+        """The law of a sequence under these settings, over so many ids."""
+        return Law(
+            self.sampler(choices), utf8=self.utf8, repetition_penalty=self.repetition_penalty, max_bytes=self.max_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True)

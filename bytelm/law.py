@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm import utf8_automaton
-from bytelm.sampling import CHOICES, Sampler
+from bytelm.sampling import Sampler
 from bytelm.vocab import EOD
 
 PENALTY_BYTES: Final = 64
@@ -39,7 +39,7 @@ class Node:
 
     def after(self, identifier: int) -> "Node":
         """The node that an id leads to."""
-        if identifier == EOD:
+        if identifier >= EOD:  # or one that stands for several bytes: then nothing asks for what follows
             return Node(self.position + 1, utf8_automaton.START, self.recent)
         state = utf8_automaton.advance(self.utf8_state, (identifier,))
         return Node(self.position + 1, state, (self.recent + bytes((identifier,)))[-PENALTY_BYTES:])
@@ -72,8 +72,8 @@ class Law:
     def logits(self, logits_V: npt.NDArray[np.float32], node: Node) -> npt.NDArray[np.float32]:
         """Logits of a node with penalty and exclusions (257,); the given ones where there are none."""
         if not self.constrained:
-            return logits_V[:CHOICES]
-        changed = logits_V[:CHOICES].copy()
+            return logits_V[: self.sampler.choices]
+        changed = logits_V[: self.sampler.choices].copy()
         if self._penalty != 1.0 and node.recent:
             seen = np.unique(np.frombuffer(node.recent, np.uint8))
             values = changed[seen]

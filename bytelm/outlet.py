@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bytelm.generation import FinishReason
-from bytelm.vocab import EOD
+from bytelm.vocab import BYTES, EOD, Vocab
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,7 @@ class Chosen:
     """An id that is certain.
 
     Attributes:
-        identifier: In [0, 257).
+        identifier: Of the vocabulary.
         source: As in ``Step``.
         logprob: Nats, or None where nobody asked.
     """
@@ -28,14 +28,15 @@ class Outlet:
     Args:
         max_bytes: Of the output.
         stop: Strings before which it ends.
+        vocabulary: Of the ids.
 
     Attributes:
         count: Bytes that were taken, those of a stop string included.
     """
 
-    def __init__(self, max_bytes: int, stop: Iterable[bytes]) -> None:
+    def __init__(self, max_bytes: int, stop: Iterable[bytes], vocabulary: Vocab = BYTES) -> None:
         self.count = 0
-        self._max_bytes = max_bytes
+        self._max_bytes, self._vocabulary = max_bytes, vocabulary
         self._stops = sorted(stop, key=len, reverse=True)  # of two that end together, the longer cuts more
         self._held, self._chosen = bytearray(), list[Chosen]()
 
@@ -44,15 +45,16 @@ class Outlet:
         for one in ids:
             if one.identifier == EOD:
                 return "end_of_document"
-            self._held.append(one.identifier)
-            self._chosen.append(one)
-            self.count += 1
-            for stop in self._stops:
-                if self._held.endswith(stop):
-                    del self._held[-len(stop) :], self._chosen[-len(stop) :]
-                    return "stop"
-            if self.count == self._max_bytes:
-                return "max_bytes"
+            for byte in self._vocabulary.bytes_of(one.identifier):
+                self._held.append(byte)
+                self._chosen.append(one)
+                self.count += 1
+                for stop in self._stops:
+                    if self._held.endswith(stop):
+                        del self._held[-len(stop) :], self._chosen[-len(stop) :]
+                        return "stop"
+                if self.count == self._max_bytes:
+                    return "max_bytes"
         return None
 
     def release(self, *, last: bool) -> tuple[bytes, list[Chosen]]:

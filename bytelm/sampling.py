@@ -41,6 +41,7 @@ class Sampler:
         min_p: Only ids at least min_p times as probable as the most probable one are candidates, in [0, 1].
         seed: Seed of the noise, in [0, 2**63).
         sequence: Number of the sequence among those of one seed, in [0, 2**63): each has noise of its own.
+        choices: Ids that can be chosen, those below this number.
 
     The restrictions act on the law after temperature, in this order.
 
@@ -57,6 +58,7 @@ class Sampler:
         min_p: float | None = None,
         seed: int = 0,
         sequence: int = 0,
+        choices: int = CHOICES,
     ) -> None:
         # Written so that NaN, which compares false with everything, is refused too.
         if not (temperature == 0.0 or _SMALLEST_TEMPERATURE <= temperature < math.inf):
@@ -80,7 +82,8 @@ class Sampler:
         self._temperature = temperature
         self._top_k, self._top_p, self._min_p = top_k, top_p, min_p
         self._restricted = any(value is not None for value in restrictions.values())
-        self._noise = _PositionNoise(seed, sequence)
+        self.choices = choices
+        self._noise = _PositionNoise(seed, sequence, choices)
 
     def choose(self, logits_MV: npt.NDArray[np.float32], first_position: int) -> list[int]:
         """Choose one id for each row.
@@ -107,13 +110,13 @@ class Sampler:
     def scores(self, logits_MV: npt.NDArray[np.float32], first_position: int) -> npt.NDArray[np.floating]:
         """What ``choose`` takes the highest of, (M, 257): the logits, or the scaled and restricted ones with noise."""
         if self._temperature == 0.0:
-            return logits_MV[:, :CHOICES]
+            return logits_MV[:, : self.choices]
         return self.log_law(logits_MV) + self._noise.rows(first_position, len(logits_MV))
 
     def log_law(self, logits_MV: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Logarithm of the law that is drawn from, up to a constant of each row, (M, 257); for a temperature."""
         assert self._temperature > 0.0
-        scores_MV = logits_MV[:, :CHOICES].astype(np.float64) / self._temperature
+        scores_MV = logits_MV[:, : self.choices].astype(np.float64) / self._temperature
         return self._restrict(scores_MV) if self._restricted else scores_MV
 
     def noise(self, position: int) -> npt.NDArray[np.float64]:
@@ -143,22 +146,23 @@ class Sampler:
 
 
 class _PositionNoise:
-    """Gumbel noise of every position, (CHOICES,) float64 each: a pure function of seed and position."""
+    """Gumbel noise of every position, as many float64 as there are choices: a pure function of seed and position."""
 
-    def __init__(self, seed: int, sequence: int) -> None:
+    def __init__(self, seed: int, sequence: int, choices: int) -> None:
         self._bits = np.random.Philox(key=seed)
         self._state = self._bits.state
         self._sequence = sequence
-        self._noise_RV = np.empty((_REMEMBERED, CHOICES))
+        self._choices = choices
+        self._noise_RV = np.empty((_REMEMBERED, choices))
         self._position_of_row = [-1] * _REMEMBERED
 
     def rows(self, first_position: int, count: int) -> npt.NDArray[np.float64]:
-        """Noise of ``count`` consecutive positions, (count, CHOICES)."""
+        """Noise of ``count`` consecutive positions, (count, choices)."""
         assert 1 <= count <= _REMEMBERED
         slots = [position % _REMEMBERED for position in range(first_position, first_position + count)]
         for position, slot in enumerate(slots, start=first_position):
             if self._position_of_row[slot] != position:
-                self._noise_RV[slot] = -np.log(-np.log(self._draw(position, CHOICES, stream=0)))
+                self._noise_RV[slot] = -np.log(-np.log(self._draw(position, self._choices, stream=0)))
                 self._position_of_row[slot] = position
         return self._noise_RV[slots]
 
