@@ -1,21 +1,20 @@
 """``bytelm generate``: continue a prompt, bytes shown as they are accepted."""
 
-import base64
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from rich.table import Table
 
 from bytelm.cli import console
+from bytelm.cli.generate_many import from_file, interactively
+from bytelm.cli.generate_view import choose_view
+from bytelm.cli.generation_json import as_json as generation_json
 from bytelm.errors import GenerationError
-from bytelm.palette import head_colour
-from bytelm.utf8 import TextDecoder, decode_text
+from bytelm.palette import source_name
 
 if TYPE_CHECKING:
     from bytelm.api import LanguageModel
@@ -28,6 +27,17 @@ def generate(
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", help="Read the prompt from a file, any bytes; - is stdin.")
     ] = None,
+    prompt_hex: Annotated[
+        str | None, typer.Option("--prompt-hex", help="The prompt in hexadecimal digits; spaces do not count.")
+    ] = None,
+    batch_file: Annotated[
+        Path | None,
+        typer.Option("--batch-file", help="JSON Lines, an object with prompt or prompt_base64 each; JSON Lines out."),
+    ] = None,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Prompts of --batch-file side by side.")] = 8,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Ask for prompts, one a line, until an empty one.")
+    ] = False,
     max_bytes: Annotated[int, typer.Option("--max-bytes", help="Bytes at most.")] = 256,
     draft: Annotated[
         Literal["adaptive", "heads", "tree", "ngram", "none"],
@@ -41,6 +51,15 @@ def generate(
     min_p: Annotated[
         float | None, typer.Option("--min-p", help="Sample among ids at least this probable, the best one being 1.")
     ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Makes the last 64 bytes less likely, from 1, which is none.")
+    ] = 1.0,
+    utf8: Annotated[
+        bool, typer.Option("--utf8", help="Well-formed UTF-8 alone, whole characters; without it any byte.")
+    ] = False,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="With --json: the logarithm of each byte's probability, in nats.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of sampling: same seed, same bytes, drafts or not.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End before this string, which is not shown; may be repeated.")
@@ -52,6 +71,7 @@ def generate(
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour bytes by the head that drafted them; ‹ › without colours.")
     ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Say what became of the drafts of each source.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Write the exact bytes, control characters too.")] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; default: one for a small model.")
@@ -73,7 +93,12 @@ def generate(
         raise GenerationError(f"--raw writes bytes alone; leave out --{'json' if as_json else 'show-drafts'}")
     if show_drafts and draft == "none":
         raise GenerationError("--show-drafts has nothing to show with --draft none; leave one of them out")
-    prompt_data = _read_prompt(prompt, prompt_file)
+    if logprobs and not (as_json or batch_file):
+        raise GenerationError("--logprobs are told in JSON alone; add --json, or leave --logprobs out")
+    if (batch_file or interactive) and (as_json or raw or show_drafts or (batch_file and interactive)):
+        name = "--batch-file" if batch_file else "--interactive"
+        raise GenerationError(f"{name} has an output of its own; leave out --json, --raw, --show-drafts and the like")
+    prompt_data = _read_prompt(prompt, prompt_file, prompt_hex, others=bool(batch_file or interactive))
 
     import torch
 
@@ -89,6 +114,9 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        utf8=utf8,
+        logprobs=logprobs,
         seed=seed,
         stop=tuple(os.fsencode(string) for string in stop or ()),
         exact=exact,
@@ -96,15 +124,20 @@ def generate(
     model = load(run, device=device, precision=precision)
     torch.set_num_threads(threads or choose_decoding_threads(model.model.parameter_counts()["total"]))
     heads = model.model.heads.count
+    plan = model.plan()
     for note in _notes(model, prompt_data, settings):
         console.say(note)
+    if batch_file is not None:
+        return from_file(model, batch_file, settings, slots=slots)
+    if interactive:
+        return interactively(model, settings)
 
-    view = _choose_view(prompt_data, heads=heads, as_json=as_json, raw=raw, show_drafts=show_drafts)
+    view = choose_view(prompt_data, heads=heads, as_json=as_json, raw=raw, show_drafts=show_drafts)
     steps: list[Step] = []
     interrupted = False
     begin = time.perf_counter()
     try:
-        for step in decode_steps(model.model, prompt_data, settings, context_bytes=model.context_bytes):
+        for step in decode_steps(model.model, prompt_data, settings, context_bytes=model.context_bytes, tuned=plan):
             steps.append(step)
             view.show(step.data, step.sources)
     except KeyboardInterrupt:
@@ -113,158 +146,35 @@ def generate(
     view.finish()
     generation = Generation.of(steps, prediction_heads=heads, elapsed_s=elapsed_s, interrupted=interrupted)
     if as_json:
-        console.print_json(_as_json(generation, settings, len(prompt_data), show_drafts=show_drafts))
+        facts = generation_json(generation, settings, len(prompt_data))
+        console.print_json(facts | ({"sources": list(generation.sources)} if show_drafts else {}))
     else:
         if show_drafts:
             console.people().print(view.legend)
         console.say(_statistics(generation, settings))
+        if stats:
+            console.people().print(_table(generation))
     return console.EXIT_INTERRUPTED if interrupted else console.EXIT_OK
 
 
-class _View(Protocol):
-    """Where generated bytes are shown."""
-
-    legend: Text
-    """What colours or marks mean; empty where there are none."""
-
-    def show(self, data: bytes, heads: Sequence[int]) -> None:
-        """Show the next bytes, with the head of each."""
-        ...
-
-    def finish(self) -> None:
-        """Show what is still incomplete."""
-        ...
-
-
-class _Hidden:
-    """Nothing is shown before the end."""
-
-    legend = Text()
-
-    def show(self, data: bytes, heads: Sequence[int]) -> None:
-        """See ``_View``."""
-
-    def finish(self) -> None:
-        """See ``_View``."""
-
-
-class _RawBytes:
-    """The exact bytes on stdout."""
-
-    legend = Text()
-
-    def show(self, data: bytes, heads: Sequence[int]) -> None:
-        """See ``_View``."""
-        del heads
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-    def finish(self) -> None:
-        """See ``_View``."""
-
-
-class _SafeText:
-    """Text without control characters, for files and pipes in UTF-8; with marks, drafted bytes stand in ‹ ›.
-
-    In a pair of marks the first byte was drafted by head 1, the next by head 2, and so on.
-    """
-
-    def __init__(self, *, marks: bool) -> None:
-        self._decoder = TextDecoder("escape")
-        self._marks = marks
-        self._open = self._over = False
-        self.legend = Text("‹drafted by heads 1, 2, … in order›, the rest chosen by the trunk" if marks else "")
-
-    def show(self, data: bytes, heads: Sequence[int]) -> None:
-        """See ``_View``."""
-        if not self._marks:
-            self._write(self._decoder.feed(data))
-            return
-        for place, head in enumerate(heads):
-            self._over |= head in (0, 1)  # head 1 begins another draft
-            text = self._decoder.feed(data[place : place + 1])
-            if text:
-                self._write(self._marked(head) + text)
-
-    def finish(self) -> None:
-        """See ``_View``."""
-        self._write(self._decoder.finish() + ("›" if self._open else ""))
-
-    def _marked(self, head: int) -> str:
-        """Marks before a character of a head."""
-        marks = ""
-        if self._open and self._over:
-            self._open, marks = False, "›"
-        if not self._open and head != 0:
-            self._open, marks = True, marks + "‹"
-        self._over = False
-        return marks
-
-    def _write(self, text: str) -> None:
-        if text:
-            sys.stdout.buffer.write(console.shown(text).encode())
-            sys.stdout.buffer.flush()
-
-
-class _Terminal:
-    """Text on a terminal, after its dimmed prompt; coloured by head if K is given.
-
-    A character of several bytes has the colour of its last byte, which made it whole.
-    """
-
-    def __init__(self, terminal: Console, prompt: bytes, heads: int | None) -> None:
-        self._terminal = terminal
-        self._decoder = TextDecoder("escape")
-        self._heads = heads
-        self._last = ""
-        self.legend = _legend(heads)
-        self._out(decode_text(prompt, "escape"), "dim")
-
-    def show(self, data: bytes, heads: Sequence[int]) -> None:
-        """See ``_View``."""
-        if self._heads is None:
-            self._out(self._decoder.feed(data), None)
-            return
-        for place, head in enumerate(heads):
-            self._out(self._decoder.feed(data[place : place + 1]), head_colour(head, self._heads))
-
-    def finish(self) -> None:
-        """See ``_View``."""
-        self._out(self._decoder.finish(), None)
-        if self._last not in ("", "\n"):
-            self._out("\n", None)
-
-    def _out(self, text: str, style: str | None) -> None:
-        if text:
-            self._terminal.out(console.shown(text), style=style, end="", highlight=False)
-            self._terminal.file.flush()
-            self._last = text[-1]
-
-
-def _choose_view(prompt: bytes, *, heads: int, as_json: bool, raw: bool, show_drafts: bool) -> _View:
-    if as_json:
-        return _Hidden()
-    if raw:
-        return _RawBytes()
-    terminal = Console(markup=False, highlight=False)
-    if not terminal.is_terminal:
-        return _SafeText(marks=show_drafts)
-    if show_drafts and terminal.no_color:
-        return _SafeText(marks=True)
-    return _Terminal(terminal, prompt, heads if show_drafts else None)
-
-
-def _read_prompt(prompt: str | None, prompt_file: Path | None) -> bytes:
-    if prompt_file is None:
+def _read_prompt(prompt: str | None, file: Path | None, digits: str | None, *, others: bool) -> bytes:
+    """The one prompt, from where it was given; none where prompts come from elsewhere."""
+    given = [name for name, value in (("a prompt", prompt), ("--prompt-file", file), ("--prompt-hex", digits)) if value]
+    if len(given) > 1 or (given and others):
+        raise GenerationError(f"{' and '.join(given)} cannot be given together with other prompts; leave one out")
+    if digits is not None:
+        try:
+            return bytes.fromhex(digits)
+        except ValueError as error:
+            raise GenerationError(f"--prompt-hex is not hexadecimal ({error}); give two digits a byte") from error
+    if file is None:
         return os.fsencode(prompt or "")  # the bytes that were typed, whatever the locale
-    if prompt is not None:
-        raise GenerationError("a prompt and --prompt-file were both given; leave one of them out")
-    if str(prompt_file) == "-":
+    if str(file) == "-":
         return sys.stdin.buffer.read()
     try:
-        return prompt_file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
-        raise GenerationError(f"cannot read the prompt {prompt_file}: {error.strerror}; give another file") from error
+        raise GenerationError(f"cannot read the prompt {file}: {error.strerror}; give another file") from error
 
 
 def _notes(model: "LanguageModel", prompt: bytes, settings: "GenerateSettings") -> list[str]:
@@ -275,12 +185,14 @@ def _notes(model: "LanguageModel", prompt: bytes, settings: "GenerateSettings") 
         notes.append(
             f"the prompt has {len(prompt)} bytes and the context {context}: its last {context // 2} bytes are read"
         )
+    if model.refused:
+        notes.append(model.refused)
     embedding = model.model.embedding
-    tested = str(embedding.device) == "cpu" and str(embedding.dtype) == "torch.float32"
+    tested = str(embedding.device) == "cpu"
     if settings.draft != "none" and settings.exact == "padded" and not tested:
         notes.append(
-            f"equal bytes with and without drafts are tested in float32 on the CPU; on {embedding.device} in "
-            f"{str(embedding.dtype).removeprefix('torch.')} they rest on the device's kernels"
+            f"equal bytes with and without drafts are tested on the CPU; on {embedding.device} they rest on the "
+            "device's kernels"
         )
     return notes
 
@@ -298,34 +210,15 @@ def _statistics(generation: "Generation", settings: "GenerateSettings") -> str:
     return "; ".join(words)
 
 
-def _legend(heads: int | None) -> Text:
-    """Every source in its colour."""
-    legend = Text()
-    if heads is not None:
-        legend.append("chosen by the trunk, or drafted by head", style=head_colour(0, heads))
-        for head in range(1, heads):
-            legend.append(f" {head}", style=head_colour(head, heads))
-        legend.append(", by the text's own past", style=head_colour(-1, heads))
-    return legend
-
-
-def _as_json(
-    generation: "Generation", settings: "GenerateSettings", prompt_bytes: int, *, show_drafts: bool
-) -> dict[str, Any]:
-    facts = {
-        "text": generation.text,
-        "bytes_base64": base64.b64encode(generation.data).decode("ascii"),
-        "generated_bytes": len(generation.data),
-        "prompt_bytes": prompt_bytes,
-        "finish_reason": generation.finish_reason,
-        "steps": generation.steps,
-        "bytes_per_step": generation.bytes_per_step,
-        "bytes_per_second": generation.bytes_per_second,
-        "elapsed_s": generation.elapsed_s,
-        "acceptance_by_head": list(generation.acceptance_by_head),
-        "draft": settings.draft,
-        "exact": settings.exact,
-        "temperature": settings.temperature,
-        "seed": settings.seed,
-    }
-    return facts | {"sources": list(generation.sources)} if show_drafts else facts
+def _table(generation: "Generation") -> Table:
+    """What became of the drafts of each source."""
+    table = Table(box=None, padding=(0, 1))
+    for title in ("source", "verified", "right", "share"):
+        table.add_column(title, justify="left" if title == "source" else "right")
+    pairs = list(zip(generation.proposed_by_head, generation.accepted_by_head, strict=True))
+    counts = [(source_name(head), *pair) for head, pair in enumerate(pairs) if head]
+    counts.append((source_name(-1), generation.proposed_by_past, generation.accepted_by_past))
+    for name, proposed, accepted in counts:
+        table.add_row(name, str(proposed), str(accepted), f"{accepted / proposed:.2f}" if proposed else "")
+    table.add_row("rows of all passes", str(generation.rows), str(len(generation.data)), "")
+    return table

@@ -119,7 +119,8 @@ ROWS: list[set[str]] = [
     {"bytelm.quickstart"},
     {"bytelm.cli.inspect_page", "bytelm.cli.inspect_view"},
     {"bytelm.cli.dashboard"},
-    {"bytelm.cli.doctor", "bytelm.cli.dry_run"},
+    {"bytelm.cli.doctor", "bytelm.cli.dry_run", "bytelm.cli.generate_view", "bytelm.cli.generation_json"},
+    {"bytelm.cli.generate_many"},
     {
         "bytelm.cli.ingest",
         "bytelm.cli.train",

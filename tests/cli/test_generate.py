@@ -17,7 +17,8 @@ from rich.console import Console
 
 from bytelm.api import load
 from bytelm.checkpoint import Snapshot, save_checkpoint
-from bytelm.cli.generate import _SafeText, _Terminal, generate
+from bytelm.cli.generate import generate
+from bytelm.cli.generate_view import SafeText, Terminal
 from bytelm.config import RunConfig
 from bytelm.errors import ConfigError, GenerationError
 from bytelm.model import ByteLM
@@ -160,9 +161,63 @@ def test_a_prompt_beyond_the_context_is_said_to_be_cut(run: Path, capfdbinary: A
     assert b"the prompt has 64 bytes and the context 64: its last 32 bytes are read" in capfdbinary.readouterr().err
 
 
-def test_another_precision_says_what_is_not_promised(run: Path, capfdbinary: Any) -> None:
-    command(run, "p", "--max-bytes", "1", "--precision", "bfloat16")
-    assert b"in bfloat16 they rest on the device's kernels" in capfdbinary.readouterr().err
+def test_a_plan_that_is_not_of_this_model_is_said_not_to_be_used(run: Path, capfdbinary: Any) -> None:
+    (run / "decode.json").write_text('{"format": 1, "key": {}}')
+    try:
+        command(run, "p", "--max-bytes", "1")
+    finally:
+        (run / "decode.json").unlink()
+    assert b"is not used; run bytelm tune again" in capfdbinary.readouterr().err
+
+
+def test_prompts_of_a_file_are_continued_as_each_alone(run: Path, tmp_path: Path, capfdbinary: Any) -> None:
+    lines = [
+        {"prompt": "né", "id": "first"},
+        {"prompt_base64": base64.b64encode(b"\xff\x00").decode(), "max_bytes": 3, "temperature": 1.0, "seed": 4},
+        {"prompt": "", "max_bytes": 0},
+        {"prompt": "x" * 70, "utf8": True},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    assert command(run, "--batch-file", path, "--max-bytes", "20", "--slots", "2", "--logprobs") == 0
+    answers = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    model = load(run)
+    expected = [
+        model.generate("né", max_bytes=20, logprobs=True),
+        model.generate(b"\xff\x00", max_bytes=3, temperature=1.0, seed=4, sequence=1, logprobs=True),
+        model.generate("", max_bytes=0),
+        model.generate("x" * 70, max_bytes=20, utf8=True, sequence=3, logprobs=True),
+    ]
+    assert [base64.b64decode(answer["bytes_base64"]) for answer in answers] == [one.data for one in expected]
+    assert [answer["logprobs"] for answer in answers] == [list(one.logprobs) for one in expected]
+    assert [answer["index"] for answer in answers] == [0, 1, 2, 3]
+    assert answers[0]["id"] == "first"
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"prompt": "a", "prompt_base64": ""}', '{"prompt": "a", "k": 1}'])
+def test_a_line_that_is_no_prompt_is_named(run: Path, tmp_path: Path, line: str) -> None:
+    (tmp_path / "prompts").write_text('{"prompt": "good", "max_bytes": 1}\n' + line)
+    with pytest.raises(GenerationError, match="line 2 of"):
+        command(run, "--batch-file", tmp_path / "prompts")
+
+
+def test_prompts_are_asked_for_until_an_empty_line(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n\nthree\n"))
+    assert command(run, "--interactive", "--max-bytes", "5", "--utf8") == 0
+    captured = capfd.readouterr()
+    assert captured.err.count("bytes/s]") == 2
+
+
+def test_statistics_name_every_source(run: Path, capfdbinary: Any) -> None:
+    command(run, "p", "--max-bytes", "9", "--stats")
+    err = capfdbinary.readouterr().err.decode()
+    assert all(f"head {head} " in err for head in (1, 2, 3))
+    assert "past" in err
+
+
+def test_a_prompt_in_hexadecimal_digits(run: Path, capfdbinary: Any) -> None:
+    command(run, "--prompt-hex", "ff 00 FE", "--max-bytes", "12", "--raw")
+    assert capfdbinary.readouterr().out == load(run).generate(b"\xff\x00\xfe", max_bytes=12).data
 
 
 @pytest.mark.parametrize(
@@ -171,9 +226,13 @@ def test_another_precision_says_what_is_not_promised(run: Path, capfdbinary: Any
         (["p", "--max-bytes", "-1"], "max_bytes = -1"),
         (["p", "--top-k", "5"], "top_k has no effect"),
         (["p", "--stop", ""], "stop string is empty"),
-        (["p", "--prompt-file", "there"], "both given"),
+        (["p", "--prompt-file", "there"], "cannot be given together"),
         (["--prompt-file", "/nowhere/at/all"], "No such file or directory"),
         (["p", "--raw", "--json"], "leave out --json"),
+        (["--prompt-hex", "f"], "not hexadecimal"),
+        (["p", "--interactive"], "cannot be given together"),
+        (["--batch-file", "f", "--json"], "output of its own"),
+        (["p", "--logprobs"], "in JSON alone"),
         (["p", "--raw", "--show-drafts"], "leave out --show-drafts"),
         (["p", "--show-drafts", "--draft", "none"], "nothing to show"),
     ],
@@ -189,7 +248,7 @@ def test_a_device_that_is_not_there_is_refused(run: Path) -> None:
 
 
 def test_marks_without_colours_tell_each_draft_apart(capfdbinary: Any) -> None:
-    view = _SafeText(marks=True)
+    view = SafeText(marks=True)
     view.show(b"abc", (1, 2, 0))
     view.show(b"de", (1, 0))
     view.show(b"f", (0,))
@@ -203,7 +262,7 @@ def test_marks_without_colours_tell_each_draft_apart(capfdbinary: Any) -> None:
 def test_a_terminal_shows_the_prompt_dimmed_and_obeys_nothing_that_was_generated() -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, color_system="truecolor", width=20, no_color=False)
-    view = _Terminal(terminal, b"say \x1b[2J\xff", None)
+    view = Terminal(terminal, b"say \x1b[2J\xff", None)
     view.show(b"[bold]" + b"w" * 30, (0,) * 36)
     view.show(b"\x1b]0;title\x07", (0,) * 10)
     view.finish()
@@ -213,7 +272,7 @@ def test_a_terminal_shows_the_prompt_dimmed_and_obeys_nothing_that_was_generated
 def test_a_terminal_colours_bytes_by_the_head_that_drafted_them() -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, color_system="truecolor", no_color=False)
-    view = _Terminal(terminal, b"", 3)
+    view = Terminal(terminal, b"", 3)
     view.show(b"ab\xc3", (1, 2, 0))
     view.show(b"\xa9\n", (1, 0))
     view.finish()
