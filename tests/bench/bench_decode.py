@@ -116,7 +116,8 @@ def hugging_face(model: LanguageModel) -> Any:
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(model.model.embedding.dtype).eval()
+    llama: Any = LlamaForCausalLM(config)
+    return llama.to(model.model.embedding.dtype).eval()
 
 
 @torch.inference_mode()
