@@ -7,6 +7,7 @@ elsewhere.
 """
 
 import contextlib
+import gc
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,6 +185,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
                 dist.all_reduce(torch.zeros(1))
         raise
     # Not after an error: whoever waits for this process learns of its end from the connection.
+    gc.collect()  # a shared model that nobody uses any more would keep the group's threads beyond the interpreter's end
     dist.destroy_process_group()
 
 

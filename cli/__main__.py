@@ -12,7 +12,14 @@ def main() -> None:
     # takes three times as long, beside another team of threads fifty times (docs/experiments.md, 2026-11-23).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    sys.exit(run())
+    code = run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Threads that exchanged tensors with other processes may still be tidying up, and would be cut off in the
+        # middle by Python's own end: now and then the process then aborts (docs/experiments.md, 2026-11-24).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Arguments: a file with the trainings to do, as JSON, and the folder for what was
 import contextlib
 import dataclasses
 import json
+import os
 import resource
 import signal
 import sys
@@ -175,3 +176,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # as the command does, see bytelm.cli.__main__
