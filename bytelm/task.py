@@ -21,6 +21,7 @@ class Request:
 
     Attributes:
         model: Ready to decode.
+        checkpoint: Where the model comes from.
         held_out: Opens the documents to evaluate on.
         folder: Where the results of the run lie, for what can be resumed; None where nothing is kept.
         progress: Told how far it is.
@@ -39,6 +40,7 @@ class Request:
     """
 
     model: LanguageModel
+    checkpoint: Path
     held_out: Callable[[], HeldOut]
     folder: Path | None = None
     progress: Progress = lambda done, total: None  # noqa: ARG005  a stand-in has the names of the real one

@@ -16,11 +16,14 @@ from bytelm.sampling import Sampler
 from bytelm.task import PAPER_PASS_AT, Request, Result
 from bytelm.task_acceptance import acceptance
 from bytelm.task_bpb import bpb
+from bytelm.task_programs import humaneval, mbpp
 from bytelm.vocab import BYTE_VOCABULARY
 
 TASKS: Final[dict[str, Callable[[Request], Result]]] = {
     "bpb": bpb,
     "acceptance": acceptance,
+    "humaneval": humaneval,
+    "mbpp": mbpp,
 }
 
 FOLDER: Final = "eval"

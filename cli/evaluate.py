@@ -168,6 +168,7 @@ def evaluate(
         with _bar(name) as told:
             request = Request(
                 model=model,
+                checkpoint=checkpoint,
                 held_out=held_out,
                 folder=folder,
                 progress=told,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest row first. A module imports only from rows before its own.
 ROWS: list[set[str]] = [
-    {"bytelm.errors", "bytelm.data.frame_packer"},
+    {"bytelm.errors", "bytelm.sandbox_inside", "bytelm.data.frame_packer"},
     {"bytelm.utf8", "bytelm.vocab"},
     {
         "bytelm.files",
@@ -20,6 +20,8 @@ ROWS: list[set[str]] = [
         "bytelm.masks",
         "bytelm.page",
         "bytelm.machine",
+        "bytelm.sandbox",
+        "bytelm.task_data",
         "bytelm.packed",
         "bytelm.palette",
         "bytelm.shipped",
@@ -44,6 +46,7 @@ ROWS: list[set[str]] = [
         "bytelm.cli.quantities",
     },
     {"bytelm.data.compression", "bytelm.data.path_filter", "bytelm.data.engine", "bytelm.data.storage"},
+    {"bytelm.programs"},
     {"bytelm.data.cache", "bytelm.data.filters", "bytelm.data.ingest_report"},
     {"bytelm.data.addresses", "bytelm.data.archives", "bytelm.data.tables", "bytelm.data.walk"},
     {"bytelm.data.kept_content", "bytelm.data.reading"},
@@ -113,7 +116,7 @@ ROWS: list[set[str]] = [
     {"bytelm.run_curves"},
     {"bytelm.task"},
     {"bytelm.task_bpb"},
-    {"bytelm.task_acceptance"},
+    {"bytelm.task_acceptance", "bytelm.task_programs"},
     {"bytelm.tasks"},
     {"bytelm.report"},
     {"bytelm.quickstart"},

@@ -1,0 +1,170 @@
+"""Examples of tasks: rows of a local file, or of the Hugging Face hub where none is given."""
+
+import bz2
+import csv
+import gzip
+import json
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zstandard
+
+from bytelm.errors import SourceError
+
+Row = dict[str, Any]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Where examples of a task are.
+
+    Attributes:
+        files: Names by which they are known in a folder; the first that is there is taken.
+        hub: Name on the Hugging Face hub.
+        config: Its configuration; empty for none.
+        split: Its split.
+        revision: Its revision; None for the newest.
+    """
+
+    files: tuple[str, ...]
+    hub: str
+    config: str = ""
+    split: str = "test"
+    revision: str | None = None
+
+
+def read_rows(source: DataSet, data: Path | None, task: str) -> list[Row]:
+    """All rows of a data set.
+
+    Args:
+        source: Where they are.
+        data: A file, or a folder in which one of ``source.files`` lies; None for the hub.
+        task: For messages.
+
+    Raises:
+        SourceError: There is no such file, it is damaged, or the hub cannot be reached.
+    """
+    if data is None:
+        return _from_hub(source, task)
+    place = data
+    if data.is_dir():
+        found = [data / name for name in source.files if (data / name).exists()]
+        if not found:
+            raise SourceError(f"{data} holds no data of task {task}; put {' or '.join(source.files)} there")
+        place = found[0]
+    return read_file(place)
+
+
+def read_file(place: Path) -> list[Row]:
+    """Rows of a file: lines of JSON, a JSON list, a table with a header, or groups of six lines as HellaSwag has them.
+
+    Packed by gzip, bzip2 or zstd if its name ends so.
+
+    Raises:
+        SourceError: It cannot be read or is damaged.
+    """
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {place}: {error.strerror}; give a file that exists") from error
+    unpack = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".zst": _unzstd}.get(place.suffix)
+    name = place.stem if unpack else place.name
+    try:
+        text = (unpack(content) if unpack else content).decode("utf-8")
+    except (OSError, EOFError, ValueError, zstandard.ZstdError) as error:
+        raise SourceError(f"{place} is damaged: {error}; get it again", reason="damaged") from error
+    if name.endswith(".txt"):
+        return _hellaswag_rows(text, place)
+    if name.endswith((".tsv", ".csv")):
+        return list(
+            csv.DictReader(text.splitlines(), delimiter="\t" if name.endswith(".tsv") else ",", quoting=csv.QUOTE_NONE)
+        )
+    if text.lstrip().startswith("["):
+        return _objects([_json(text, place, 1)] if not text.strip() else _json(text, place, 1), place)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return _objects([_json(line, place, number) for number, line in lines], place)
+
+
+def field_of(row: Row, names: Sequence[str], task: str, number: int) -> Any:
+    """The first field of a row that is there.
+
+    Raises:
+        SourceError: None is.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise SourceError(
+        f"row {number} of the data of task {task} has no field {' or '.join(map(repr, names))}, only "
+        f"{', '.join(map(repr, row)) or 'nothing'}; give data of this task",
+        reason="no_field",
+    )
+
+
+def drawn(examples: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
+    """Some examples, drawn without repetition, in their order; all where there is no limit.
+
+    Example:
+        >>> drawn("abcdef", 3, seed=0)
+        ['b', 'd', 'e']
+    """
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    return [examples[place] for place in sorted(random.Random(seed).sample(range(len(examples)), limit))]
+
+
+def _unzstd(content: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(content)
+
+
+def _json(text: str, place: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SourceError(
+            f"{place} is damaged: line {line} is no JSON ({error}); get it again", reason="damaged"
+        ) from error
+
+
+def _objects(rows: Iterable[Any], place: Path) -> list[Row]:
+    found = list(rows)
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise SourceError(f"{place}: row {number} is no JSON object; give data of this task", reason="damaged")
+    if not found:
+        raise SourceError(f"{place} holds no example; give data of this task", reason="damaged")
+    return found
+
+
+def _hellaswag_rows(text: str, place: Path) -> list[Row]:
+    lines = text.rstrip("\n").split("\n")
+    if len(lines) % 6 or not all(line.strip().isdigit() for line in lines[1::6]):
+        raise SourceError(
+            f"{place} is not what HellaSwag's text is: context, number of the right ending, four endings, a line each",
+            reason="damaged",
+        )
+    return [
+        {"ctx": lines[start], "label": int(lines[start + 1]), "endings": lines[start + 2 : start + 6]}
+        for start in range(0, len(lines), 6)
+    ]
+
+
+def _from_hub(source: DataSet, task: str) -> list[Row]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    network = getattr(sys.modules.get("httpx"), "HTTPError", OSError)
+    try:
+        table = datasets.load_dataset(source.hub, source.config or None, split=source.split, revision=source.revision)
+        return [dict(row) for row in table]
+    except (DatasetsError, ValueError, OSError, RuntimeError, network) as error:
+        said = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise SourceError(
+            f"task {task} has no data here and the hub's {source.hub} cannot be read ({said}); give --data FILE or "
+            f"--data DIR with DIR/{source.files[0]}"
+        ) from error
