@@ -70,7 +70,8 @@ def humaneval_problems(rows: list[Row]) -> list[Problem]:
             str(field_of(row, [field], "humaneval", number)) for field in ("prompt", "task_id", "entry_point", "test")
         )
         tests = f"{test}\ncheck({entry})\n"
-        problems.append(Problem(name=name, prompt=prompt, before=prompt, setup=prompt, tests=tests, functions=(entry,)))
+        setup = prompt if parses(prompt) else ""  # helpers stand before the head, which its docstring makes whole
+        problems.append(Problem(name=name, prompt=prompt, before=prompt, setup=setup, tests=tests, functions=(entry,)))
     return problems
 
 
