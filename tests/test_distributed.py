@@ -1,5 +1,7 @@
 """Two processes that train one model together do what one does, and end together."""
 
+import contextlib
+import fcntl
 import json
 import os
 import random
@@ -8,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +97,32 @@ def settings(*changes: str) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
-    for number in range(10):
-        words = draw.choices(["the", "byte", "window", "Größe", "head"], k=draw.randrange(20, 200))
-        (folder / f"{number}.txt").write_text(" ".join(words))
-    ingest([folder], folder / "corpus", validation_fraction=0.2)
-    return folder / "corpus"
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of one test run share."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two-ranks"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+@contextlib.contextmanager
+def one_at_a_time(place: Path) -> Iterator[None]:
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(place: Path) -> Path:
+    with one_at_a_time(place):
+        if not (place / "corpus" / "index.json").exists():
+            folder, draw = place / "sources", random.Random(0)
+            folder.mkdir()
+            for number in range(10):
+                words = draw.choices(["the", "byte", "window", "Größe", "head"], k=draw.randrange(20, 200))
+                (folder / f"{number}.txt").write_text(" ".join(words))
+            ingest([folder], place / "corpus", validation_fraction=0.2)
+    return place / "corpus"
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +132,16 @@ def windows() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def found(corpus: Path, windows: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def found(corpus: Path, windows: torch.Tensor, place: Path) -> Path:
     """What two processes have done, in a folder; they are started once for all tests."""
-    place = tmp_path_factory.mktemp("two-ranks")
+    with one_at_a_time(place):
+        if not (place / "done").exists():
+            start_two(corpus, windows, place)
+            (place / "done").touch()
+    return place
+
+
+def start_two(corpus: Path, windows: torch.Tensor, place: Path) -> None:
     trainings: list[dict[str, Any]] = []
     for name, changes in RUNS.items():
         parallel = f"train.parallel={name.partition('-')[0]}"
@@ -143,7 +170,6 @@ def found(corpus: Path, windows: torch.Tensor, tmp_path_factory: pytest.TempPath
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return place
 
 
 def beginning(place: Path, changes: list[str]) -> list[str]:
