@@ -124,7 +124,7 @@ def trace_real_step(config: RunConfig, device: torch.device, *, bfloat16: bool) 
         optimizer.step()
         optimizer.zero_grad()
         state = alive.bytes - weights - averages
-        width = config.data.window_bytes + config.heads.count
+        width = config.model.ids_for(config.data.window_bytes) + config.heads.count
         windows_BW = torch.zeros(settings.batch_windows, width, dtype=torch.uint8, device=device)
         micro_batches = [plain_batch(windows_BW, config.heads.count) for _ in range(settings.accumulation)]
         with alive.watched_gradients(model):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bytelm.cli import console
+from bytelm.cli.compare import ablate, compare
 from bytelm.cli.doctor import doctor
 from bytelm.cli.evaluate import evaluate
 from bytelm.cli.export import export
@@ -62,6 +63,8 @@ app.command()(train)
 app.command()(generate)
 app.command()(tune)
 app.command("eval", cls=GroupedCommand)(evaluate)
+app.command()(compare)
+app.command()(ablate)
 app.command()(report)
 app.command()(export)
 app.command()(doctor)

@@ -1,0 +1,257 @@
+"""What a comparison compares: arms as people write them, the budget that is equal for all, and the settings of each.
+
+    byte:k=8                     a byte model with 8 prediction heads
+    bpe:4096:k=1                 a BPE baseline of 4096 ids with one
+    byte:k=4:family=causal       another head family; curriculum=… likewise
+    byte:k=8:train.learning_rate=0.003     any setting, as --set has it
+    run=runs/a                   a run that is there already: it is measured, not trained
+
+All arms have the same preset, so the same trunk, trainer, windows and context in bytes. The budget makes one axis
+equal: bytes read, operations, seconds, or parameters (through the inner width of the feed-forward layers, with the
+preset's own training). What that leaves unequal is told, not hidden.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import torch
+
+from bytelm.config import RunConfig
+from bytelm.errors import ConfigError
+from bytelm.model import ByteLM
+from bytelm.vocab import BYTE_VOCABULARY, ids_of
+
+BudgetKind = Literal["parameters", "flops", "bytes", "seconds"]
+
+LEAST_STEPS: Final = 10
+"""Steps that an arm must make within the budget: fewer are no training."""
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgtp]?)", re.IGNORECASE)
+_POWERS: Final = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12, "p": 15}
+_SHORT: Final = {"k": "heads.count", "family": "heads.family", "curriculum": "heads.curriculum"}
+_LEAST_INNER_WIDTH: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What is equal for all arms.
+
+    Attributes:
+        kind: The axis.
+        amount: How much of it.
+    """
+
+    kind: BudgetKind
+    amount: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A budget as people write it.
+
+        Raises:
+            ConfigError: Written otherwise.
+
+        Example:
+            >>> Budget.parse("flops:1e13"), Budget.parse("bytes:20M").amount, Budget.parse("seconds:90").kind
+            (Budget(kind='flops', amount=10000000000000.0), 20000000.0, 'seconds')
+        """
+        kind, _, written = text.partition(":")
+        found = _NUMBER.fullmatch(written.strip())
+        if kind not in ("parameters", "flops", "bytes", "seconds") or found is None or float(found[1]) <= 0:
+            raise ConfigError(f"{text!r} is no budget; write parameters:1M, flops:1e13, bytes:50M or seconds:600")
+        return cls(kind=kind, amount=float(found[1]) * 10 ** _POWERS[found[2].lower()])
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.amount:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One thing that is compared.
+
+    Attributes:
+        name: As it was written, in one spelling.
+        changes: To the preset, in the form of ``--set``.
+        run: A run that is measured as it is; None where the arm is trained.
+    """
+
+    name: str
+    changes: tuple[str, ...]
+    run: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """An arm as people write it.
+
+        Raises:
+            ConfigError: Written otherwise.
+
+        Example:
+            >>> Arm.parse("bpe:4k:k=2")
+            Arm(name='bpe:4096:k=2', changes=('model.vocabulary=bpe:4096', 'heads.count=2'), run=None)
+        """
+        written = text.strip()
+        if written.startswith("run="):
+            return cls(name=written, changes=(), run=Path(written.removeprefix("run=")))
+        kind, *words = written.split(":")
+        if kind == "byte":
+            vocabulary = BYTE_VOCABULARY
+        elif kind == "bpe" and words:
+            vocabulary = f"bpe:{ids_of(f'bpe:{words.pop(0)}')}"
+        else:
+            raise ConfigError(f"{text!r} is no arm; write byte:k=8, bpe:4096:k=1 or run=FOLDER")
+        settings = {"heads.count": "1"}
+        for word in words:
+            key, separator, value = word.partition("=")
+            if not (separator and value and (key in _SHORT or "." in key)):
+                raise ConfigError(
+                    f"{word!r} in the arm {text!r} is unknown; use k=…, family=…, curriculum=… or section.key=value"
+                )
+            settings[_SHORT.get(key, key)] = value
+        shown = [f"k={settings['heads.count']}"]
+        names = {long: short for short, long in _SHORT.items()}
+        shown += [f"{names.get(key, key)}={value}" for key, value in settings.items() if key != "heads.count"]
+        name = ":".join([*(("byte",) if vocabulary == BYTE_VOCABULARY else (vocabulary,)), *shown])
+        changes = (f"model.vocabulary={vocabulary}", *(f"{key}={value}" for key, value in settings.items()))
+        return cls(name=name, changes=changes)
+
+    @property
+    def folder(self) -> str:
+        """A name for files."""
+        return re.sub(r"[^A-Za-z0-9.=]+", "-", self.name).strip("-")
+
+
+def parse_arms(texts: str) -> list[Arm]:
+    """Arms with commas between them.
+
+    Raises:
+        ConfigError: One is unknown, or one stands there twice.
+    """
+    arms = [Arm.parse(text) for text in texts.split(",") if text.strip()]
+    if not arms:
+        raise ConfigError("there is no arm to compare; write --arms byte:k=1,byte:k=8,bpe:4096:k=1")
+    for arm in arms:
+        if arms.count(arm) > 1:
+            raise ConfigError(f"the arm {arm.name} is there twice; leave one out")
+    return arms
+
+
+def ablation_arms(heads: str, families: str, curricula: str) -> list[Arm]:
+    """Byte arms that differ in their heads: one for each number, family and curriculum, and next-byte prediction first.
+
+    Args:
+        heads: Numbers with commas, such as ``1,2,4,8``.
+        families: Names with commas.
+        curricula: Names with commas.
+
+    Raises:
+        ConfigError: A name is unknown; impossible numbers are refused with the settings.
+    """
+    counts, kinds, rises = ([word.strip() for word in words.split(",")] for words in (heads, families, curricula))
+    found = [Arm.parse("byte:k=1")]
+    for count in counts:
+        for kind in kinds:
+            for rise in rises:
+                family = "" if kind == "linear" else f":family={kind}"
+                curriculum = "" if rise == "none" else f":curriculum={rise}"
+                arm = Arm.parse(f"byte:k={count}{family}{curriculum}")
+                if arm not in found and count != "1":
+                    found.append(arm)
+    return found
+
+
+def settings_of(arm: Arm, base: RunConfig, budget: Budget, *, bytes_per_id: float, seed: int) -> RunConfig:
+    """All settings of a trained arm.
+
+    Args:
+        arm: Which.
+        base: Settings that all arms share.
+        budget: Becomes the arm's own budget in bytes or seconds; with ``parameters`` the base's stays.
+        bytes_per_id: Of the arm's vocabulary.
+        seed: Of weights and windows.
+
+    Raises:
+        ConfigError: A setting is impossible, or the arm cannot meet the budget.
+    """
+    try:
+        config = base.with_changes([*arm.changes, f"train.seed={seed}", f"model.bytes_per_id={bytes_per_id!r}"])
+    except ConfigError as error:
+        raise ConfigError(f"the arm {arm.name}: {error}") from None
+    step_bytes = bytes_of_a_step(config)
+    if budget.kind == "seconds":
+        return config.with_changes([f"train.time_budget_s={budget.amount!r}"])
+    if budget.kind == "parameters":
+        return _with_parameters(arm, config, round(budget.amount))
+    flops_per_byte = flops_of(config)[0]
+    size = budget.amount if budget.kind == "bytes" else budget.amount / flops_per_byte
+    steps = round(size / step_bytes)
+    if steps < LEAST_STEPS:
+        raise ConfigError(
+            f"the arm {arm.name} cannot meet the budget {budget}: a step reads {step_bytes:,} bytes for "
+            f"{step_bytes * flops_per_byte:.3g} operations, so that {steps} fit and {LEAST_STEPS} are the least; "
+            "give more, or a smaller model or step"
+        )
+    return config.with_changes([f"train.steps={steps}"])
+
+
+def bytes_of_a_step(config: RunConfig) -> int:
+    """Bytes that a step reads."""
+    return config.train.batch_windows * config.train.accumulation * config.data.window_bytes
+
+
+def parameters_of(config: RunConfig) -> tuple[int, int]:
+    """Parameters of a model: all of them, and those that are neither embedding nor unembedding."""
+    with torch.device("meta"):
+        model = ByteLM(config.model, config.heads)
+    return model.parameter_counts()["total"], _inner_parameters(model)
+
+
+def flops_of(config: RunConfig) -> tuple[float, float]:
+    """Operations for a byte: in training, and in plain decoding, where only head 0 is computed.
+
+    The latter is the mean over the positions of a window, as in training.
+    """
+    window_bytes = config.data.window_bytes
+    one_head = config.heads.model_copy(update={"count": 1, "keep_parameters_equal": False})
+    if config.heads.family == "anticausal":  # head 0 is the end of the whole chain
+        one_head = config.heads
+    alone = config.model.model_copy(update={"layers": config.trunk_layers})
+    with torch.device("meta"):
+        training = ByteLM(config.model, config.heads).flops_per_byte(window_bytes, training=True)
+        decoding = ByteLM(alone, one_head).flops_per_byte(window_bytes, training=False)
+    return training, decoding
+
+
+def _with_parameters(arm: Arm, config: RunConfig, wanted: int) -> RunConfig:
+    """The inner width at which the parameters in all come nearest to those wanted."""
+
+    def at(width: int) -> int:
+        return parameters_of(config.with_changes([f"model.d_ff={width}"]))[0]
+
+    least = at(_LEAST_INNER_WIDTH)
+    slope = (at(2 * _LEAST_INNER_WIDTH) - least) / _LEAST_INNER_WIDTH
+    width = _LEAST_INNER_WIDTH + round((wanted - least) / slope)
+    if width < _LEAST_INNER_WIDTH:
+        raise ConfigError(
+            f"the arm {arm.name} cannot meet the budget of {wanted:,} parameters: it has {least:,} with the thinnest "
+            "layers; give more, or lower model.d_model or the vocabulary"
+        )
+    return config.with_changes([f"model.d_ff={width}"])
+
+
+def tolerance_of(config: RunConfig, budget: Budget) -> float:
+    """Share of the budget by which an arm may miss it: what cannot be divided further."""
+    if budget.kind == "parameters":
+        step = parameters_of(config.with_changes([f"model.d_ff={config.model.d_ff + 1}"]))[0] - parameters_of(config)[0]
+        return step / budget.amount
+    if budget.kind == "seconds":
+        return 0.02
+    flops_per_byte = flops_of(config)[0] if budget.kind == "flops" else 1.0
+    return bytes_of_a_step(config) * flops_per_byte / budget.amount
+
+
+def _inner_parameters(model: ByteLM) -> int:
+    total = model.parameter_counts()["total"]
+    return total - model.embedding.numel() - math.prod(model.heads.get_parameter("unembedding.weight").shape)
