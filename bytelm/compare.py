@@ -409,10 +409,10 @@ def _with_counted_steps(config: RunConfig, vocabulary: Vocab, corpora: Corpora, 
         return config
     wanted = budget.amount / (_flops(config) * vocabulary.bytes_per_id)
     ids = steps = 0
-    for steps, more in enumerate(_ids_by_step(config, vocabulary, corpora), start=1):
-        ids += more
-        if ids >= wanted:
-            break
+    counted = _ids_by_step(config, vocabulary, corpora)
+    while ids < wanted:
+        ids += next(counted)
+        steps += 1
     return config.with_changes([f"train.steps={steps}"])
 
 

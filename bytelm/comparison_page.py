@@ -129,8 +129,8 @@ def _table_note(comparison: Comparison) -> str:
     return (
         "Means over the seeds ± standard deviation; the line in bold, marked =, was made equal, and each run was "
         "checked for it afterwards. Runs followed one another, the seeds outermost; a training's seconds are those of "
-        f"its own clock, validations, encoding and saving included.{load} Decoding: one prompt at a time, temperature 0.8, "
-        "speculative with the model's own heads and the same bytes as without. "
+        f"its own clock, validations, encoding and saving included.{load} Decoding: one prompt at a time, temperature "
+        "0.8, speculative with the model's own heads and the same bytes as without. "
         f"Bits per byte are those of {first.scored_bytes:,} held-out bytes, the same for all. "
         f"{html.escape(comparison.rule[:1].upper() + comparison.rule[1:])}."
     )
