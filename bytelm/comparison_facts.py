@@ -18,6 +18,9 @@ _AXES: Final = {
     "seconds": "seconds of training on this machine",
 }
 _LEAST_SEEDS: Final = 2
+_BUSY: Final = 1.5
+"""Load from which on a machine is called busy: the comparison itself, which ran just before, makes about 1."""
+_LARGE: Final = 1e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +119,18 @@ def sentences(comparison: Comparison) -> list[str]:
         return ["Nothing was measured, so nothing can be said."]
     found = []
     equal = [arm for arm in arms if arm.met and all(run.trained for run in arm.runs)]
-    amount = f"{comparison.plan.budget.amount:,.4g} {_AXES[kind]}"
+    amount = f"{_counted(comparison.plan.budget.amount)} {_AXES[kind]}"
     if len(equal) > 1:
         found.append(_best_sentence(equal, amount))
         found.append(_speed_sentence(equal))
     else:
         found.append(f"Fewer than two arms were trained within {amount}: there is nothing to compare at equal cost.")
+    loads = [run.load_before for run in comparison.measured if run.load_before is not None]
+    if loads and max(loads) > _BUSY:
+        found.append(
+            f"The machine had other work at times (its load before a run was up to {max(loads):.1f}), so that seconds "
+            "and bytes per second say little."
+        )
     missed = [arm.name for arm in arms if not arm.met]
     if missed:
         found.append(f"Left out of these sentences, having missed the budget: {', '.join(missed)}.")
@@ -186,6 +195,10 @@ def figure(arm: ArmFacts, of: str, shown: Callable[[float], str]) -> str:
     spread = arm.spread(of)
     same = spread is None or spread == 0
     return shown(arm.mean(of)) + ("" if same or spread is None else f" ± {shown(spread)}")
+
+
+def _counted(amount: float) -> str:
+    return f"{amount:,.0f}" if amount < _LARGE else f"{amount:.3g}"
 
 
 def _whole(value: float) -> float:
