@@ -37,6 +37,7 @@ from bytelm.run_folder import Resume
 from bytelm.schedule import budget_spent, learning_rate
 from bytelm.scoring import BATCH_IDS
 from bytelm.step import learn, load
+from bytelm.vocabularies import learn_vocabulary, with_vocabulary
 
 _LEAST_STEPS: Final = 3
 _LEAST_S: Final = 2.0
@@ -119,6 +120,10 @@ def estimate(config: RunConfig, corpus: Given, run: Path, *, resume: Resume = "n
     """
     settings = config.train
     budget_spent(settings, 0, 0, 0.0)  # refuses settings without a budget
+    vocabulary = None
+    if resume == "never" and config.train.init_from is None:  # otherwise it is saved, and its lengths with it
+        vocabulary = learn_vocabulary(config, open_corpora(corpus, config))
+        config = with_vocabulary(config, vocabulary)
     device = choose_device(settings.device)
     precision = choose_precision(settings, device)
     resident = _resident_bytes(device)
@@ -132,7 +137,7 @@ def estimate(config: RunConfig, corpus: Given, run: Path, *, resume: Resume = "n
         micro_batches = min(settings.accumulation, _MOST_MICRO_BATCHES)
         shorter = config.with_changes([f"train.accumulation={micro_batches}"])
         with contextlib.ExitStack() as stack:
-            job = open_job(stack, shorter, corpus, run, resume, dry=True)
+            job = open_job(stack, shorter, corpus, run, resume, vocabulary=vocabulary, dry=True)
             speed = measure(job, accumulation=settings.accumulation, left_by_tracing=left_by_tracing)
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)

@@ -1,0 +1,241 @@
+"""A comparison keeps its budget, counts every byte, goes on where it was, and says what the data support."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bytelm.arms import Budget, parse_arms
+from bytelm.cli.app import run
+from bytelm.compare import Comparison, Measured, Plan, compare
+from bytelm.comparison_facts import arms_of, as_json, sentences
+from bytelm.comparison_page import write_comparison_report
+from bytelm.config import RunConfig
+from bytelm.data.ingest import ingest
+from bytelm.errors import CheckpointError, ConfigError, CorpusError
+
+TEXT = b"".join(b"the %d little words of line %d, and some more.\n" % (number % 7, number) for number in range(600))
+SETTINGS = (
+    "model.d_model=32",
+    "model.d_ff=48",
+    "model.layers=2",
+    "data.window_bytes=128",
+    "train.batch_windows=2",
+    "train.log_every_steps=5",
+    "train.validate_every_steps=10",
+    "train.validation_bytes=400",
+    "train.sample_bytes=0",
+    "train.precision=float32",
+)
+REQUIRED = (
+    "name", "bits_per_byte", "parameters", "training_flops", "training_seconds", "training_bytes",
+    "bytes_per_second_plain", "bytes_per_second_speculative",
+)  # fmt: skip
+
+
+def plan_of(arms: str, budget: str, *, seeds: int = 1) -> Plan:
+    return Plan(
+        arms=tuple(parse_arms(arms)),
+        budget=Budget.parse(budget),
+        seeds=tuple(range(seeds)),
+        base=RunConfig.build("tiny", SETTINGS),
+        scored_bytes=600,
+        stride_bytes=64,
+        prompts=1,
+        generated_bytes=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    sources = folder / "sources"
+    sources.mkdir()
+    for number in range(24):
+        (sources / f"{number}.txt").write_bytes(TEXT[number * 1000 : number * 1000 + 3000])
+    ingest([sources], folder / "corpus", validation_fraction=0.1)
+    return folder / "corpus"
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path, Plan]:
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    plan = plan_of("byte:k=1,byte:k=3,bpe:300:k=1", "flops:1.5e9", seeds=2)
+    return compare(plan, corpus, out), out, plan
+
+
+def test_every_arm_and_seed_is_measured_over_all_bytes(finished: tuple[Comparison, Path, Plan]) -> None:
+    comparison, _, plan = finished
+    assert [(one.name, one.seed) for one in comparison.measured] == [
+        (arm.name, seed) for arm in plan.arms for seed in plan.seeds
+    ]
+    assert not comparison.failed
+    assert len({one.scored_bytes for one in comparison.measured}) == 1
+    for one in comparison.measured:
+        assert (one.scored_ids < one.scored_bytes) == (one.name == "bpe:300:k=1")
+        assert 0 < one.bits_per_byte < 9
+        assert min(one.bytes_per_second_plain, one.bytes_per_second_speculative, one.training_bytes_per_second) > 0
+        assert one.curve[-1][0] == one.training_bytes
+        assert one.training_memory_bytes > 4 * one.parameters
+
+
+def test_the_budget_was_kept_and_is_checked_afterwards(finished: tuple[Comparison, Path, Plan]) -> None:
+    comparison, _, plan = finished
+    for one in comparison.measured:
+        assert one.met
+        assert one.share_of_budget == pytest.approx(1.0, abs=one.tolerance)
+        assert one.training_flops == pytest.approx(plan.budget.amount, rel=0.1)
+        assert one.training_flops == pytest.approx(one.flops_per_byte_training * one.training_bytes)
+
+
+def test_a_finished_comparison_is_read_and_not_made_again(
+    finished: tuple[Comparison, Path, Plan], corpus: Path
+) -> None:
+    comparison, out, plan = finished
+    told: list[str] = []
+    assert compare(plan, corpus, out, tell=told.append).measured == comparison.measured
+    assert not any("training" in line for line in told)
+    with pytest.raises(CheckpointError, match="was measured with another prompts"):
+        compare(replace(plan, prompts=2), corpus, out)
+
+
+def test_its_report_is_one_file_with_everything(finished: tuple[Comparison, Path, Plan]) -> None:
+    comparison, out, plan = finished
+    facts = write_comparison_report(comparison, out, made_by="bytelm compare")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=['\"]?https?:|@import|<script", page)
+    assert all(arm.name in page for arm in plan.arms)
+    assert "<b>= training operations</b>" in page
+    assert json.loads((out / "comparison.json").read_text(encoding="utf-8")) == json.loads(json.dumps(facts))
+    assert [arm["name"] for arm in facts["arms"]] == [arm.name for arm in plan.arms]
+    for arm in facts["arms"]:
+        assert set(REQUIRED) <= set(arm)
+        assert len(arm["runs"]) == 2
+    assert {path.name for path in out.glob("*.png")} == set(facts["figures"])
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in facts["figures"])
+
+
+def test_what_was_stopped_goes_on_as_if_it_had_not_stopped(corpus: Path, tmp_path: Path) -> None:
+    plan = plan_of("byte:k=2,bpe:300:k=1", "bytes:10k")
+    straight = compare(plan, corpus, tmp_path / "straight")
+    stopped = compare(plan, corpus, tmp_path / "stopped", should_stop=after(50))
+    assert stopped.stopped
+    assert [one.name for one in stopped.measured] == ["byte:k=2"]
+    assert not as_json(stopped)["finished"]
+    told: list[str] = []
+    resumed = compare(plan, corpus, tmp_path / "stopped", tell=told.append)
+    assert [line for line in told if "training" in line and "seed 0: t" in line] == ["bpe:300:k=1, seed 0: training"]
+    assert [one.bits_per_byte for one in resumed.measured] == [one.bits_per_byte for one in straight.measured]
+
+
+def after(steps: int) -> Callable[[], bool]:
+    asked = iter(range(10_000))
+    return lambda: next(asked) >= steps
+
+
+def test_an_arm_that_fails_leaves_what_the_others_gave(corpus: Path, tmp_path: Path) -> None:
+    plan = plan_of("byte:k=1,run=nowhere", "bytes:4k")
+    comparison = compare(plan, corpus, tmp_path / "out")
+    assert [one.name for one in comparison.measured] == ["byte:k=1"]
+    assert [one.name for one in comparison.failed] == ["run=nowhere"]
+    write_comparison_report(comparison, tmp_path / "out", made_by="bytelm compare")
+    assert "nowhere does not exist" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_there_joins_as_an_arm(
+    finished: tuple[Comparison, Path, Plan], corpus: Path, tmp_path: Path
+) -> None:
+    _, out, _ = finished
+    run = next(path for path in (out / "runs").iterdir() if path.name.startswith("byte"))
+    comparison = compare(plan_of(f"byte:k=1,run={run}", "bytes:4k"), corpus, tmp_path / "out")
+    joined = comparison.measured[1]
+    assert (joined.trained, joined.met) == (False, None)
+    assert joined.bits_per_byte > 0
+
+
+def test_what_cannot_be_is_refused_before_anything_is_trained(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot meet the budget"):
+        compare(plan_of("byte:k=1,byte:k=8", "flops:1e6"), corpus, tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_corpus_that_holds_nothing_out_is_refused(corpus: Path, tmp_path: Path) -> None:
+    ingest([corpus.parent / "sources"], tmp_path / "corpus", validation_fraction=0.0)
+    with pytest.raises(CorpusError, match="holds nothing out to score"):
+        compare(plan_of("byte:k=1", "bytes:4k"), tmp_path / "corpus", tmp_path / "out")
+
+
+# What the data support
+
+
+def comparison_of(values: dict[str, list[float]], plan: Plan, sample: Measured) -> Comparison:
+    arms = parse_arms(",".join(values))
+    runs = tuple(
+        replace(sample, name=arm.name, seed=seed, bits_per_byte=bits, met=True, load_before=0.5)
+        for arm, found in zip(arms, values.values(), strict=True)
+        for seed, bits in enumerate(found)
+    )
+    return Comparison(
+        plan=replace(plan, arms=tuple(arms)), place="corpus", fingerprint="f", measured=runs, failed=(), rule="rule",
+        machine="this one", stopped=False,
+    )  # fmt: skip
+
+
+def test_only_seeds_that_lie_apart_make_one_arm_better(finished: tuple[Comparison, Path, Plan]) -> None:
+    done, _, plan = finished
+    values = {"byte:k=1": [2.0, 2.1], "byte:k=8": [2.05, 2.2], "bpe:300:k=1": [2.3, 2.4]}
+    best, *_ = sentences(comparison_of(values, plan, done.measured[0]))
+    assert "byte:k=1 has the lowest mean" in best
+    assert "every seed of it is below every seed of bpe:300:k=1 (2.350" in best
+    assert "the seeds do not tell it apart from byte:k=8 (2.125" in best
+
+
+def test_one_seed_supports_no_ranking(finished: tuple[Comparison, Path, Plan]) -> None:
+    done, _, plan = finished
+    best, *_ = sentences(comparison_of({"byte:k=1": [2.0], "byte:k=8": [3.0]}, plan, done.measured[0]))
+    assert "with one seed it cannot be told whether any difference is more than chance" in best
+
+
+def test_an_arm_that_missed_the_budget_is_left_out(finished: tuple[Comparison, Path, Plan]) -> None:
+    done, _, plan = finished
+    comparison = comparison_of({"byte:k=1": [2.0, 2.1], "byte:k=8": [1.0, 1.1]}, plan, done.measured[0])
+    missed = tuple(replace(one, met=one.name != "byte:k=8") for one in comparison.measured)
+    said = sentences(replace(comparison, measured=missed))
+    assert said[0].startswith("Fewer than two arms were trained within")
+    assert "Left out of these sentences, having missed the budget: byte:k=8." in said
+    busy = tuple(replace(one, load_before=7.0) for one in comparison.measured)
+    assert any("had other work" in sentence for sentence in sentences(replace(comparison, measured=busy)))
+
+
+def test_an_arm_over_its_seeds_has_mean_and_spread(finished: tuple[Comparison, Path, Plan]) -> None:
+    done, _, plan = finished
+    one, other = arms_of(comparison_of({"byte:k=1": [2.0, 3.0], "byte:k=8": [1.0]}, plan, done.measured[0]))
+    assert (one.mean("bits_per_byte"), one.spread("bits_per_byte")) == (2.5, pytest.approx(0.5**0.5))
+    assert other.spread("bits_per_byte") is None
+
+
+# Commands
+
+
+def test_the_commands_print_one_json_object(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [word for change in SETTINGS for word in ("--set", change)]
+    code = run([
+        "ablate", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--budget", "bytes:4k", "--heads", "2",
+        "--seeds", "1", "--scored-bytes", "500", "--prompts", "1", "--max-bytes", "8", "--json", *options,
+    ])  # fmt: skip
+    assert code == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [arm["name"] for arm in facts["arms"]] == ["byte:k=1", "byte:k=2"]
+    assert facts["finished"]
+    for words, message in (
+        (["--arms", "words"], "is no arm"),
+        (["--budget", "much"], "is no budget"),
+        (["--arms", "bpe:5"], "there is no vocabulary"),
+    ):
+        given = {"--arms": "byte:k=1", "--budget": "bytes:4k", "--corpus": str(corpus), "--out": str(tmp_path / "x")}
+        given |= dict([words])
+        assert run(["compare", *(word for pair in given.items() for word in pair)]) == 2
+        assert message in capsys.readouterr().err
