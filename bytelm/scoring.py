@@ -60,7 +60,7 @@ class Scores:
         bytes_kBL: Bytes that a head's target stands for where that counts, 0 elsewhere.
         nats_kBL: -log of what a head gave its target, float32; meaningless where ``scored_kBL`` is false.
         scored_kBL: Whether the place is used and the document has the head's target.
-        named_kBL: The id that a head gave most.
+        named_kBL: The id that a head gave most, of those that decoding can choose.
     """
 
     windows: list[Window]
@@ -172,7 +172,7 @@ def score(model: ByteLM, batch: list[Window], heads: int) -> Scores:
         nats_kBL[head] = nats_BL.view(used_BL.shape)
         scored_kBL[head] = used_BL & (place_L + 1 + head < size_B1)
         bytes_kBL[head] = sizes_V[target_BL] * scored_kBL[head]
-        named_kBL[head] = logits_BLV.argmax(-1)
+        named_kBL[head] = logits_BLV[..., : model.vocabulary.count].argmax(-1)
     return Scores(batch, used_BL, bytes_kBL, nats_kBL, scored_kBL, named_kBL)
 
 

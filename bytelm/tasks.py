@@ -16,7 +16,10 @@ from bytelm.sampling import Sampler
 from bytelm.task import PAPER_PASS_AT, Request, Result
 from bytelm.task_acceptance import acceptance
 from bytelm.task_bpb import bpb
+from bytelm.task_choices import CHOICE_SETS, choices, lambada, one_set
+from bytelm.task_cute import cute
 from bytelm.task_programs import humaneval, mbpp
+from bytelm.task_utf8 import utf8
 from bytelm.vocab import BYTE_VOCABULARY
 
 TASKS: Final[dict[str, Callable[[Request], Result]]] = {
@@ -24,6 +27,11 @@ TASKS: Final[dict[str, Callable[[Request], Result]]] = {
     "acceptance": acceptance,
     "humaneval": humaneval,
     "mbpp": mbpp,
+    "lambada": lambada,
+    "choices": choices,
+    **{name: one_set(name) for name in CHOICE_SETS},
+    "cute": cute,
+    "utf8": utf8,
 }
 
 FOLDER: Final = "eval"

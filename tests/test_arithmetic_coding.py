@@ -95,8 +95,9 @@ def test_documents_come_back_whatever_the_window(family: HeadFamily, context: in
     assert len(coded.payload) == pytest.approx((found.by_head[0] or 0.0) * found.scored_bytes / 8, abs=2)
 
 
+@pytest.mark.slow
 def test_the_size_is_that_of_bits_per_byte_within_a_thousandth() -> None:
-    model, documents = tiny_model(), [random.Random(0).randbytes(900), b"", "Grüße, 世界".encode() * 20]
+    model, documents = tiny_model(), [random.Random(0).randbytes(3000), b"", "Grüße, 世界".encode() * 50]
     coded = encode(model, documents, context_bytes=300, stride=150)
     assert decode(model, coded, context_bytes=300, stride=150) == documents
     found = bits_per_byte(model, documents, context_bytes=300, stride=150)

@@ -141,12 +141,12 @@ def test_a_run_that_cannot_be_written_to_is_evaluated_all_the_same(
 def test_bits_per_byte_are_proved_by_coding_and_decoding(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bytes").write_bytes(bytes(random.Random(1).randbytes(2000)) + b"the byte window head " * 40)
+    (tmp_path / "bytes").write_bytes(random.Random(1).randbytes(300) + b"the byte window head " * 5)
     result = evaluated(capsys, str(trained / "run"), "--file", str(tmp_path / "bytes"), "--compress")
     proof = result["arithmetic_coding"]
     assert proof["decoded_back"] is True
     assert proof["promised_bytes"] == pytest.approx(result["bits_per_byte"] * result["scored_bytes"] / 8)
-    assert proof["payload_bytes"] == pytest.approx(proof["promised_bytes"], rel=1e-3)
+    assert proof["payload_bytes"] == pytest.approx(proof["promised_bytes"], abs=2)
 
 
 def test_types_and_compressors_stand_beside_the_bits(
