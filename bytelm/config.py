@@ -548,6 +548,18 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "data": {"window_bytes": 8192, "loader_threads": 2},
         "train": {"learning_rate": 4e-4, "batch_windows": 8, "accumulation": 32, "steps": 50_000},
     },
+    # About 1.4 M, the smallest of the paper's sizes for its two probes (table S14: width 128, 5 layers): stories of
+    # ``bytelm.stories``, and expressions of ``bytelm.polynomials``. Documents are short: windows hold whole ones.
+    "induction": {
+        "model": {"layers": 5, "kv_heads": 4, "attention_pattern": ["global"]},
+        "data": {"window_bytes": 1024, "packing": "document"},
+        "train": {"learning_rate": 3e-3, "warmup_fraction": 0.05, "batch_windows": 8, "steps": 2000},
+    },
+    "arithmetic": {
+        "model": {"layers": 5, "kv_heads": 4, "attention_pattern": ["global"]},
+        "data": {"window_bytes": 256, "packing": "document"},
+        "train": {"learning_rate": 3e-3, "warmup_fraction": 0.05, "batch_windows": 32, "steps": 5000},
+    },
     # The byte model of Gloeckle et al. 2024, tables S13 and S14: 12 x 2^20 bytes a step, 25 000 steps.
     "paper-7b": {
         "model": {

@@ -18,6 +18,7 @@ from bytelm.task_acceptance import acceptance
 from bytelm.task_bpb import bpb
 from bytelm.task_choices import CHOICE_SETS, choices, lambada, one_set
 from bytelm.task_cute import cute
+from bytelm.task_probes import arithmetic, induction
 from bytelm.task_programs import humaneval, mbpp
 from bytelm.task_utf8 import utf8
 from bytelm.vocab import BYTE_VOCABULARY
@@ -32,6 +33,8 @@ TASKS: Final[dict[str, Callable[[Request], Result]]] = {
     **{name: one_set(name) for name in CHOICE_SETS},
     "cute": cute,
     "utf8": utf8,
+    "induction": induction,
+    "arithmetic": arithmetic,
 }
 
 FOLDER: Final = "eval"

@@ -120,10 +120,19 @@ def test_parameter_counts_are_exact(family: HeadFamily) -> None:
 
 @pytest.mark.parametrize(
     ("preset", "millions"),
-    [("tiny", 1), ("nano", 8), ("small", 45), ("base", 350), ("large", 1300), ("paper-7b", 6700)],
+    [
+        ("tiny", 1),
+        ("nano", 8),
+        ("small", 45),
+        ("base", 350),
+        ("large", 1300),
+        ("induction", 1.4),
+        ("arithmetic", 1.4),
+        ("paper-7b", 6700),
+    ],
 )
 def test_presets_have_about_the_size_of_their_names(preset: str, millions: float) -> None:
-    assert set(PRESETS) == {"tiny", "nano", "small", "base", "large", "paper-7b"}
+    assert set(PRESETS) == {"tiny", "nano", "small", "base", "large", "induction", "arithmetic", "paper-7b"}
     config = RunConfig.build(preset)
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)

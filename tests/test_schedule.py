@@ -81,7 +81,9 @@ def test_without_a_budget_nothing_can_be_spent() -> None:
 def test_the_table_of_learning_rates_is_that_of_the_presets() -> None:
     page = Path(__file__).resolve().parent.parent / "docs" / "training.md"
     rows = re.findall(r"^\| `(.+?)` \|(.+)\|$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    told = {name: [float(cell.replace(",", "")) for cell in cells.split("|")] for name, cells in rows}
+    told = {
+        name: [float(cell.replace(",", "")) for cell in cells.split("|")] for name, cells in rows if name in PRESETS
+    }
     expected = {}
     for name in PRESETS:
         config = RunConfig.build(name)

@@ -1,0 +1,98 @@
+"""The adapter without the harness: what it is asked, what it answers, and that it says what is missing."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytelm.api import LanguageModel
+from bytelm.config import RunConfig
+from bytelm.errors import ConfigError
+from bytelm.harness import Scorer, adapter
+from bytelm.model import ByteLM
+
+INSTALLED = importlib.util.find_spec("lm_eval") is not None
+
+
+def tiny_model() -> LanguageModel:
+    changes = ["model.d_model=16", "model.layers=1", "model.attention_heads=2", "model.kv_heads=1", "model.d_ff=16"]
+    config = RunConfig.build("tiny", [*changes, "heads.count=2", "data.window_bytes=32", "model.local_window_bytes=8"])
+    torch.manual_seed(0)
+    return LanguageModel(ByteLM(config.model, config.heads).eval(), config)
+
+
+SCORER = Scorer(tiny_model(), max_bytes=8)
+
+
+@given(st.text(max_size=15), st.text(max_size=15), st.text(max_size=15))
+@settings(max_examples=30, deadline=None)
+def test_log_probabilities_are_additive_wherever_a_text_is_cut(a: str, b: str, c: str) -> None:
+    (whole, _), (first, _), (second, _) = SCORER.loglikelihood([(a, b + c), (a, b), (a + b, c)])
+    assert whole == pytest.approx(first + second, abs=1e-3)
+    assert SCORER.loglikelihood_rolling([a + b])[0] == pytest.approx(SCORER.loglikelihood([("", a + b)])[0][0])
+
+
+def test_answers_end_at_a_stop_or_at_the_limit() -> None:
+    whole = SCORER.model.generate("a", max_bytes=8).text
+    stop = next(character for character in whole if character.isascii())
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("a", {}),
+        ("a", {"until": [""], "max_gen_toks": 3}),
+        ("a", {"until": stop}),
+        ("a", {"temperature": 0.7, "do_sample": False}),
+    ]
+    plain, short, stopped, greedy = SCORER.generate_until(asked)
+    assert plain == greedy == whole
+    assert short == SCORER.model.generate("a", max_bytes=3).text
+    assert stopped == whole[: whole.index(stop)]
+
+
+@pytest.mark.skipif(INSTALLED, reason="lm-evaluation-harness is installed")
+def test_without_the_harness_one_line_says_how_to_get_it() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'bytelm\[lm-eval\]'"):
+        adapter()
+    words = [sys.executable, "-m", "bytelm.harness", "--model", "bytelm"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "bytelm[lm-eval]" in found.stderr
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, type]]:
+    """Just so much of the harness as an adapter meets: a base class and a registry, by their names."""
+    registered: dict[str, type] = {}
+
+    def register_model(name: str) -> Any:
+        def keep(kind: type) -> type:
+            registered[name] = kind
+            return kind
+
+        return keep
+
+    for name, content in (("model", {"LM": type("LM", (), {})}), ("registry", {"register_model": register_model})):
+        module = ModuleType(f"lm_eval.api.{name}")
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield registered
+
+
+def test_the_adapter_passes_on_what_the_harness_asks(
+    registry: dict[str, type], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bytelm.harness.load", lambda *_, **__: SCORER.model)
+    model: Any = adapter()("runs/a", max_bytes="8", batch_size=1)
+    assert set(registry) == {"bytelm"}
+    pair = SimpleNamespace(args=("a", "bc"))
+    assert model.loglikelihood([pair]) == SCORER.loglikelihood([("a", "bc")])
+    assert model.loglikelihood_rolling([SimpleNamespace(args=("abc",))]) == SCORER.loglikelihood_rolling(["abc"])
+    assert model.generate_until([SimpleNamespace(args=("a", {"max_gen_toks": 4}))]) == SCORER.generate_until(
+        [("a", {"max_gen_toks": 4})]
+    )
