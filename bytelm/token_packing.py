@@ -5,9 +5,10 @@ bytes and what lies ahead of it, a row takes the ids from the first place at whi
 such place behind its T bytes. So a row holds the very ids that its document has there, no id is torn by a window, and
 windows that follow one another leave no byte out. ``EOD`` and boundaries are treated as in ``bytelm.packing``.
 
-Rows have as many ids as their bytes make, and end in padding, which is no target and comes behind all that is one.
+Windows have different numbers of ids. So all of a batch stand side by side in one row, each a document of its own or
+several, and nothing is computed for padding but for a few places at the end, which are no target.
 
-Shapes: B windows, T ids of the longest row, K prediction heads.
+Shapes: B windows, T ids of all of them, K prediction heads.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from bytelm.bpe import split_places
 from bytelm.config import RunConfig
@@ -23,7 +25,7 @@ from bytelm.packing import PackedBatch, pack
 from bytelm.vocab import BYTE_VOCABULARY, EOD, Vocab
 
 _LENGTH_MULTIPLE: Final = 8
-"""Rows are padded to a multiple of this, so that few shapes occur."""
+"""The row is padded to a multiple of this, so that few shapes occur."""
 _NOTHING: Final = -1
 
 
@@ -83,34 +85,40 @@ def pack_tokens(
         prediction_heads: K.
         device: Of the result.
     """
-    rows = []
+    ids, targets, valid, documents = [], [], [], []
+    pieces = 0
     for number, window in enumerate(windows_BW.numpy()):
         own = rows_N == number
         starts, ends = document_start_N[own].tolist(), document_end_N[own].tolist()
         boundaries = dict(zip(offsets_N[own].tolist(), zip(starts, ends, strict=True), strict=True))
         data = window.tobytes()[: None if data_bytes_B is None else int(data_bytes_B[number])]
-        rows.append(_row(data, boundaries, vocabulary, window_bytes, len(window) - window_bytes))
-    longest = max(1, *(row.reads for row in rows))
-    length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-    shape = len(rows), length + prediction_heads
-    ids_BW, owners_BW, documents_BW = np.full(shape, EOD), np.full(shape, _NOTHING), np.full(shape, 0)
-    for number, row in enumerate(rows):
-        targets = min(row.reads + prediction_heads, len(row.ids))
-        ids_BW[number, :targets] = row.ids[:targets]
-        owners_BW[number, :targets] = row.owners[:targets]
-        documents_BW[number, : row.reads] = row.documents[: row.reads]
-        documents_BW[number, row.reads :] = row.documents[row.reads - 1] if row.reads else 0
-    ids_BW, owners_BW, documents_BW = (torch.from_numpy(some).to(device) for some in (ids_BW, owners_BW, documents_BW))
-    reads_B1 = torch.tensor([[row.reads] for row in rows], device=device)
-    documents_BT = documents_BW[:, :length]
-    valid_BTK = owners_BW[:, 1:].unfold(1, prediction_heads, 1) == documents_BT.unsqueeze(-1)
-    valid_BTK &= (torch.arange(length, device=device) < reads_B1).unsqueeze(-1)
-    inside = any(len(set(row.documents[: row.reads])) > 1 for row in rows)
+        row = _row(data, boundaries, vocabulary, window_bytes, len(window) - window_bytes)
+        document_T = np.array(row.documents[: row.reads], np.int64)
+        behind = [EOD] * prediction_heads, [_NOTHING] * prediction_heads
+        ids_TK, owners_TK = (
+            sliding_window_view(np.array([*known[1 : row.reads + prediction_heads], *padding]), prediction_heads)
+            for known, padding in zip((row.ids, row.owners), behind, strict=True)
+        )
+        ids.append(np.array(row.ids[: row.reads], np.int64))
+        targets.append(ids_TK[: row.reads])
+        valid.append(owners_TK[: row.reads] == document_T[:, None])
+        documents.append(document_T + pieces)
+        pieces += len(boundaries) + 1
+    length = sum(map(len, ids))
+    padding = -length % _LENGTH_MULTIPLE or _LENGTH_MULTIPLE * (length == 0)
+    ids.append(np.full(padding, EOD))
+    targets.append(np.full((padding, prediction_heads), EOD))
+    valid.append(np.zeros((padding, prediction_heads), bool))
+    documents.append(np.full(padding, max((some[-1] for some in documents if len(some)), default=0)))
+    inputs_1T, targets_1TK, valid_1TK, documents_1T = (
+        torch.from_numpy(np.concatenate(some)).unsqueeze(0) for some in (ids, targets, valid, documents)
+    )
+    several = bool(documents_1T[0, 0] != documents_1T[0, -1])
     return PackedBatch(
-        ids_BW[:, :length],
-        ids_BW[:, 1:].unfold(1, prediction_heads, 1),
-        valid_BTK,
-        documents_BT.int() if inside else None,
+        inputs_1T.to(device),
+        targets_1TK.to(device),
+        valid_1TK.to(device),
+        documents_1T.int().to(device) if several else None,
     )
 
 

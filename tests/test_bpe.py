@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.bpe import BPEVocab, measured_bytes_per_id, read_vocabulary, saved_form, split_places, train_bpe
+from bytelm.config import HeadsConfig, ModelConfig
 from bytelm.errors import CheckpointError, ConfigError, CorpusError
+from bytelm.loss import multi_byte_loss
+from bytelm.model import ByteLM
 from bytelm.packing import PackedBatch
 from bytelm.token_packing import pack_tokens
 from bytelm.vocab import BYTE_COUNT, BYTES, EOD, ids_of, vocabulary_size
@@ -203,6 +206,21 @@ def test_no_target_crosses_a_boundary_and_every_head_sees_its_own_document(vocab
             assert bool(batch.valid_BTK[0, place, head]) == (place + 1 + head <= boundary)
     assert batch.targets_BTK[0, boundary - 1, 0] == EOD
     assert batch.targets_BTK[0, boundary, 0] == vocabulary.encode(row[17:])[0]
+
+
+def test_windows_of_a_batch_are_learnt_from_as_if_each_were_alone(vocabulary: BPEVocab) -> None:
+    rows = list(windows_of([TEXT[:200], TEXT[200:230], TEXT[230:900]]))
+    torch.manual_seed(0)
+    shape = ModelConfig(d_model=32, layers=2, attention_heads=2, kv_heads=1, d_ff=48, vocabulary=vocabulary.name)
+    model = ByteLM(shape, HeadsConfig(count=3), vocabulary=vocabulary)
+    bits, counts = torch.zeros(2, 3, dtype=torch.float64)
+    for row in rows:
+        output = multi_byte_loss(model, packed(vocabulary, [row], heads=3))
+        bits += output.bits_per_byte_K.double() * output.valid_count_K
+        counts += output.valid_count_K
+    together = multi_byte_loss(model, packed(vocabulary, rows, heads=3))
+    assert together.valid_count_K.tolist() == counts.tolist()
+    torch.testing.assert_close(together.bits_per_byte_K.double(), bits / counts, rtol=1e-5, atol=0)
 
 
 def test_pieces_that_only_stand_side_by_side_get_no_end_of_document(vocabulary: BPEVocab) -> None:
