@@ -18,6 +18,7 @@ from bytelm.cli.generate import generate
 from bytelm.cli.grouped_help import GroupedCommand
 from bytelm.cli.ingest import ingest
 from bytelm.cli.inspect import inspect
+from bytelm.cli.probe import probe
 from bytelm.cli.quickstart import quickstart
 from bytelm.cli.report import report
 from bytelm.cli.train import train
@@ -65,6 +66,7 @@ app.command()(tune)
 app.command("eval", cls=GroupedCommand)(evaluate)
 app.command()(compare)
 app.command()(ablate)
+app.command()(probe)
 app.command()(report)
 app.command()(export)
 app.command()(doctor)

@@ -12,7 +12,7 @@ import pytest
 from bytelm.cli import console
 from bytelm.cli.app import run
 
-COMMANDS = ["quickstart", "ingest", "train", "generate", "eval", "compare", "ablate", "report", "doctor"]
+COMMANDS = ["quickstart", "ingest", "train", "generate", "eval", "compare", "ablate", "probe", "report", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
