@@ -27,7 +27,7 @@ from bytelm.decode import DecodePlan, Request, context_start, decode_batch, deco
 from bytelm.device import choose_device
 from bytelm.drafting import DraftPolicy
 from bytelm.errors import GenerationError
-from bytelm.generation import Exactness, GenerateSettings, Generation, Step
+from bytelm.generation import Acceptance, Exactness, GenerateSettings, Generation, Step
 from bytelm.model import ByteLM
 from bytelm.tune import read_plan, run_folder
 from bytelm.utf8 import InvalidBytes, TextDecoder
@@ -52,6 +52,7 @@ class GenerateOptions(TypedDict, total=False):
     utf8: bool
     logprobs: bool
     exact: Exactness
+    accept: Acceptance
 
 
 @dataclass(frozen=True, slots=True)

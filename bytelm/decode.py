@@ -46,6 +46,7 @@ from bytelm.kv_cache import BUCKET, KVCache
 from bytelm.layers import JoinedPass
 from bytelm.model import ROWS_MULTIPLE, ByteLM
 from bytelm.outlet import Chosen, Outlet
+from bytelm.rejection import probabilities, verify_block
 from bytelm.vocab import BYTES, EOD
 
 _PACE_DECAY: Final = 0.95
@@ -217,6 +218,8 @@ class _Sequence:
         self.drafter = Drafter(self.law, request.settings.draft, engine.calibration, past)
         self.ahead: list[int] = []
         self.logits_KV: npt.NDArray[np.float32] | None = None
+        # Of rejection sampling, where the noise of a position will not do: a draft that fails is drawn again.
+        self.random = np.random.Generator(np.random.Philox(key=(self.settings.seed << 64) + self.settings.sequence))
         self.finished = False
         self.asked = False
         prefill(model, cache, self.ids, context_start(len(self.ids), cache.capacity))
@@ -358,6 +361,8 @@ class _Engine:
             limits.append(limit)
             if self.settings.draft == "none":
                 proposals.append([])
+            elif one.settings.accept == "rejection":
+                proposals.append(one.drafter.drawn(one.logits_KV, one.node, path, one.random))
             else:
                 proposals.append(one.drafter.candidates(one.logits_KV, one.ahead, one.node, path))
         base = self.cost.of(self.rule.total([1] * len(sequences)), len(sequences))
@@ -382,6 +387,8 @@ def verify(draft: Draft, logits_MV: npt.NDArray[np.float32], best_M: Sequence[in
         sequence: Whose law chooses.
     """
     law, node, row = sequence.law, sequence.node, 0
+    if sequence.settings.accept == "rejection":
+        return _verify_drawn(draft, logits_MV, sequence)
     plain = law.sampler.greedy and not law.constrained
 
     def choose() -> int:
@@ -398,6 +405,21 @@ def verify(draft: Draft, logits_MV: npt.NDArray[np.float32], best_M: Sequence[in
         last = choose()
         ahead.append(last)
     return _Verdict(choices, ahead, row)
+
+
+def _verify_drawn(draft: Draft, logits_MV: npt.NDArray[np.float32], sequence: _Sequence) -> _Verdict:
+    """Judge a chain that was drawn, as a block."""
+    node, of_trunk, of_draft = sequence.node, [], []
+    for row, logits_V in enumerate(logits_MV):
+        of_trunk.append(probabilities(sequence.law, logits_V, node))
+        if row < len(draft.nodes):
+            law_V = draft.nodes[row].drawn_from
+            assert law_V is not None
+            of_draft.append(law_V)
+            node = node.after(draft.nodes[row].identifier)
+    drafted = [node.identifier for node in draft.nodes]
+    choices = verify_block(sequence.random, drafted, of_draft, of_trunk)
+    return _Verdict(choices, [], len(choices) - 1)
 
 
 def _emit(sequence: _Sequence, draft: Draft, verdict: _Verdict, logits_MV: npt.NDArray[np.float32], rows: int) -> Step:

@@ -21,6 +21,7 @@ Source: Rows by expected gain over cost: Dinkelbach 1967; trees from heads: Cai 
 """
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.law import Law, Node
+from bytelm.rejection import Probabilities, draft_law, draw
 from bytelm.suffixes import SuffixIndex
 from bytelm.vocab import EOD
 
@@ -49,6 +51,7 @@ _BRANCH_CHANCE: Final = 0.98
 _DECAY: Final = 0.98
 _LONGEST_PAUSE: Final = 32
 _SHARPER: Final = 0.6
+_DRAWN_CHANCE: Final = 0.6
 _PRIOR_WEIGHT: Final = 6.0
 
 _PRIOR_OF_MATCH: Final = ((4, 0.35), (6, 0.5), (8, 0.6), (12, 0.7), (16, 0.8), (24, 0.9), (32, 0.95), (64, 0.98))
@@ -80,6 +83,7 @@ class Candidate:
         kind: What it is counted under, or None.
         reach: That it is right and its parents too.
         past: The byte that the past proposed here, with its kind; None where it had nothing to say.
+        drawn_from: The law that it was drawn from, where drafts are drawn.
     """
 
     parent: int
@@ -89,6 +93,7 @@ class Candidate:
     kind: str | None
     reach: float
     past: tuple[int, str] | None = None
+    drawn_from: Probabilities | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +265,31 @@ class Drafter:
             drafted += _byte(candidate.identifier)
             node = node.after(candidate.identifier)
         return self._with_sides(found, sides, heads, len(ahead))
+
+    def drawn(
+        self, logits_KV: npt.NDArray[np.float32] | None, node: Node, limit: int, random: np.random.Generator
+    ) -> list[Candidate]:
+        """A chain that is drawn from the heads' laws, for ``verify_block``; chances say nothing of what was drawn.
+
+        Args:
+            logits_KV: Of heads 1 … K - 1; None where they were not asked.
+            node: After the last id.
+            limit: Nodes at most.
+            random: Draws.
+        """
+        found: list[Candidate] = []
+        reach = 1.0
+        for depth, logits_V in enumerate([] if logits_KV is None else logits_KV[: max(0, limit)]):
+            law_V = draft_law(self._law, logits_V, node)
+            if law_V is None:
+                break
+            kind = f"rejection {min(depth, 8)}"
+            chance = self._calibration.share(kind, _DRAWN_CHANCE)
+            reach *= chance
+            identifier = draw(random, law_V)
+            found.append(Candidate(depth - 1, identifier, depth + 1, chance, kind, reach, None, law_V))
+            node = node.after(identifier)
+        return found
 
     def _choose(
         self, head: Head | None, said: tuple[int, int] | None, depth: int, node: Node, parent: int, reach: float
@@ -476,9 +506,7 @@ def _draft(proposal: list[Candidate], indices: list[int]) -> Draft:
     for index in sorted(indices):
         one = proposal[index]
         place[index] = len(nodes)
-        nodes.append(
-            Candidate(place[one.parent], one.identifier, one.source, one.chance, one.kind, one.reach, one.past)
-        )
+        nodes.append(dataclasses.replace(one, parent=place[one.parent]))
     return Draft(nodes, _chain(nodes))
 
 

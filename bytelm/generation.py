@@ -11,6 +11,7 @@ from bytelm.sampling import CHOICES, Sampler
 from bytelm.utf8 import decode_text, is_utf8
 
 Exactness = Literal["padded", "off"]
+Acceptance = Literal["coupled", "rejection"]
 FinishReason = Literal["max_bytes", "stop", "end_of_document", "interrupted"]
 
 
@@ -32,6 +33,9 @@ class GenerateSettings:
         utf8: Only well-formed UTF-8 is chosen, and the output never ends inside a character, unless the prompt does
             and no byte is left for its rest. Off: any byte.
         logprobs: Also give the logarithm of each byte's probability.
+        accept: How drafts are judged where a temperature is set. ``coupled``: noise belongs to the position, the bytes
+            of a seed are the same with every draft. ``rejection``: drawn drafts and block verification; only the law
+            is the same.
         exact: ``padded``, or ``off`` for fewer rows and no promise of equal bytes.
 
     Raises:
@@ -51,11 +55,13 @@ class GenerateSettings:
     utf8: bool = False
     logprobs: bool = False
     exact: Exactness = "padded"
+    accept: Acceptance = "coupled"
 
     def __post_init__(self) -> None:
         if self.max_bytes < 0:
             raise GenerationError(f"max_bytes = {self.max_bytes} is negative; use 0 or more")
-        for name, value, known in (("draft", self.draft, DraftPolicy), ("exact", self.exact, Exactness)):
+        choices = (("draft", DraftPolicy), ("exact", Exactness), ("accept", Acceptance))
+        for name, value, known in ((name, getattr(self, name), known) for name, known in choices):
             if value not in get_args(known):
                 raise GenerationError(f"{name} = {value!r} is unknown; use {' or '.join(get_args(known))}")
         if not all(self.stop):
@@ -65,6 +71,11 @@ class GenerateSettings:
         if self.utf8 and not all(is_utf8(stop) for stop in self.stop):
             raise GenerationError("a stop string is no UTF-8 and would cut a character; change it, or set utf8 = False")
         self.sampler()
+        if self.accept == "rejection":
+            if self.temperature == 0.0:
+                raise GenerationError("accept = 'rejection' has no effect at temperature 0, which is greedy")
+            if self.draft not in ("adaptive", "heads"):
+                raise GenerationError(f"accept = 'rejection' draws from the heads, not from draft = {self.draft!r}")
 
     def sampler(self, choices: int = CHOICES) -> Sampler:
         """The rule of choice that these settings name, among so many ids."""

@@ -68,6 +68,10 @@ def generate(
         Literal["padded", "off"],
         typer.Option("--exact", help="padded: bytes equal plain decoding's; off: fewer rows, faster, no promise."),
     ] = "padded",
+    accept: Annotated[
+        Literal["coupled", "rejection"],
+        typer.Option("--accept", help="How drafts of samples are judged; rejection: same law, not the same bytes."),
+    ] = "coupled",
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour bytes by the head that drafted them; ‹ › without colours.")
     ] = False,
@@ -120,6 +124,7 @@ def generate(
         seed=seed,
         stop=tuple(os.fsencode(string) for string in stop or ()),
         exact=exact,
+        accept=accept,
     )
     model = load(run, device=device, precision=precision)
     torch.set_num_threads(threads or choose_decoding_threads(model.model.parameter_counts()["total"]))

@@ -532,6 +532,8 @@ def test_weights_that_have_diverged_are_named() -> None:
         {"sequence": -1},
         {"repetition_penalty": 0.5},
         {"stop": (b"\xff",), "utf8": True},
+        {"accept": "rejection"},
+        {"accept": "rejection", "temperature": 1.0, "draft": "tree"},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:

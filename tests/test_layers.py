@@ -92,6 +92,7 @@ ROWS: list[set[str]] = [
     {"bytelm.layers", "bytelm.probes"},
     {"bytelm.heads", "bytelm.fused_loss"},
     {"bytelm.law", "bytelm.model"},
+    {"bytelm.rejection"},
     {"bytelm.drafting"},
     {"bytelm.generation"},
     {"bytelm.outlet"},

@@ -100,6 +100,10 @@ def given(step: Step) -> int:
 
 def hugging_face(model: LanguageModel) -> Any:
     """A Llama of the same shape, random weights, in the same precision."""
+    import transformers.utils
+
+    # A torchvision of another torch, which some environments have, must not keep a text model from being imported.
+    setattr(transformers.utils, "is_torchvision_available", lambda: False)  # noqa: B010  it is not exported
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = model.config.model
