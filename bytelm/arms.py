@@ -32,6 +32,9 @@ _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgtp]?)", re.IGNOREC
 _POWERS: Final = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12, "p": 15}
 _SHORT: Final = {"k": "heads.count", "family": "heads.family", "curriculum": "heads.curriculum"}
 _LEAST_INNER_WIDTH: Final = 8
+_SECONDS_SHARE: Final = 0.02
+_LAST_STEP_S: Final = 0.5
+"""What a last step, and a validation before it, may take beyond a budget of seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,9 +250,11 @@ def tolerance_of(config: RunConfig, budget: Budget) -> float:
         step = parameters_of(config.with_changes([f"model.d_ff={config.model.d_ff + 1}"]))[0] - parameters_of(config)[0]
         return step / budget.amount
     if budget.kind == "seconds":
-        return 0.02
+        return _SECONDS_SHARE + _LAST_STEP_S / budget.amount
     flops_per_byte = flops_of(config)[0] if budget.kind == "flops" else 1.0
-    return bytes_of_a_step(config) * flops_per_byte / budget.amount
+    # A step of operations may hold nothing but ids of one byte.
+    most = config.model.bytes_per_id if budget.kind == "flops" else 1.0
+    return most * bytes_of_a_step(config) * flops_per_byte / budget.amount
 
 
 def _inner_parameters(model: ByteLM) -> int:

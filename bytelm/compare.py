@@ -156,6 +156,7 @@ class Comparison:
         failed: Runs that could not be measured.
         rule: How much context each scored byte had.
         machine: Where it ran, in words.
+        cores: Of this machine that can be used.
         stopped: Whether the caller ended it early.
     """
 
@@ -166,6 +167,7 @@ class Comparison:
     failed: tuple[Failed, ...]
     rule: str
     machine: str
+    cores: int
     stopped: bool
 
 
@@ -244,6 +246,7 @@ def compare(
         failed=tuple(failed),
         rule=rule,
         machine=_machine(),
+        cores=machine.cores().usable,
         stopped=stopped,
     )
 

@@ -18,8 +18,8 @@ _AXES: Final = {
     "seconds": "seconds of training on this machine",
 }
 _LEAST_SEEDS: Final = 2
-_BUSY: Final = 1.5
-"""Load from which on a machine is called busy: the comparison itself, which ran just before, makes about 1."""
+_OWN_LOAD: Final = 0.5
+"""Beyond its cores, from which on a machine is called busy: the comparison itself, just before, made a load too."""
 _LARGE: Final = 1e10
 
 
@@ -126,7 +126,7 @@ def sentences(comparison: Comparison) -> list[str]:
     else:
         found.append(f"Fewer than two arms were trained within {amount}: there is nothing to compare at equal cost.")
     loads = [run.load_before for run in comparison.measured if run.load_before is not None]
-    if loads and max(loads) > _BUSY:
+    if loads and max(loads) > comparison.cores + _OWN_LOAD:
         found.append(
             f"The machine had other work at times (its load before a run was up to {max(loads):.1f}), so that seconds "
             "and bytes per second say little."
@@ -188,6 +188,20 @@ def _named(arm: ArmFacts) -> str:
 def _figure(arm: ArmFacts, of: str, form: str) -> str:
     spread = arm.spread(of)
     return f"{arm.mean(of):{form}}" + ("" if spread is None else f" ± {spread:{form}}")
+
+
+def against(arm: ArmFacts, other: ArmFacts, of: str, rule: Callable[[float, float], float]) -> list[float]:
+    """A figure of an arm set against that of another, seed by seed; where they share no seed, mean against mean.
+
+    Args:
+        arm: Whose figure comes first.
+        other: Whose figure comes second.
+        of: Name of the field.
+        rule: What is made of the two.
+    """
+    by_seed = {run.seed: getattr(run, of) for run in other.runs}
+    pairs = [(getattr(run, of), by_seed[run.seed]) for run in arm.runs if run.seed in by_seed]
+    return [rule(one, two) for one, two in pairs or [(arm.mean(of), other.mean(of))]]
 
 
 def figure(arm: ArmFacts, of: str, shown: Callable[[float], str]) -> str:

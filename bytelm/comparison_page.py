@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
 from bytelm.compare import PATH_OF_RESULTS, Comparison
-from bytelm.comparison_facts import ArmFacts, arms_of, as_json, figure, sentences
+from bytelm.comparison_facts import ArmFacts, against, arms_of, as_json, figure, sentences
 from bytelm.files import refusals_named, write_file
 from bytelm.page import page, section, table, tiles
 from bytelm.palette import head_colour
@@ -29,6 +30,18 @@ _STYLE: Final[dict[RcKeyType, Any]] = {
     "grid.color": "#e6e8eb",
     "axes.axisbelow": True,
 }
+_RATIOS: Final = {
+    "training_bytes_per_second": "training bytes/s",
+    "training_memory_bytes": "training memory",
+    "flops_per_byte_training": "operations a byte, training",
+    "bytes_per_second_plain": "decoding, plain",
+    "bytes_per_second_speculative": "decoding, speculative",
+    "bytes_per_step": "bytes a step",
+}
+_AGAINST_NOTE: Final = (
+    "The first arm is the measure: the difference of head 0's bits per byte, seed by seed (less is better), and the "
+    "mean ratios of the rest."
+)
 _DASHES: Final = ("solid", "dashed")
 _ACROSS: Final = (
     ("bytes", 0, 1e6, "bytes read in training, MB", "training_bytes"),
@@ -84,6 +97,8 @@ def _body(comparison: Comparison, arms: Sequence[ArmFacts], figures: dict[str, t
         parts.append(section("Runs that failed", table(("run", "why"), rows)))
     if arms:
         parts.append(section("All axes", _table(comparison, arms), _table_note(comparison)))
+    if len(arms) > 1:
+        parts.append(section(f"Against {html.escape(arms[0].name)}", _against_table(arms), _AGAINST_NOTE))
     titles = {
         "quality": "Bits per byte over bytes, operations and seconds",
         "speed": "Decoding speed over quality",
@@ -120,6 +135,18 @@ def _table(comparison: Comparison, arms: Sequence[ArmFacts]) -> str:
         cells = [title, *(figure(arm, name, shown) for arm in arms)]
         rows.append([f"<b>= {cells[0]}</b>", *(f"<b>{cell}</b>" for cell in cells[1:])] if name == marked else cells)
     return table(titles, rows)
+
+
+def _against_table(arms: Sequence[ArmFacts]) -> str:
+    first = arms[0]
+    rows = []
+    for arm in arms[1:]:
+        differences = against(arm, first, "bits_per_byte", lambda one, other: one - other)
+        cells = [f"{statistics.fmean(differences):+.4f}", f"{min(differences):+.4f} … {max(differences):+.4f}"]
+        for name in _RATIOS:
+            cells.append(f"{statistics.fmean(against(arm, first, name, lambda one, other: one / other)):.2f}×")
+        rows.append([html.escape(arm.name), *cells])
+    return table(("", "bits per byte", "over the seeds", *_RATIOS.values()), rows)
 
 
 def _table_note(comparison: Comparison) -> str:

@@ -11,7 +11,7 @@ import pytest
 from bytelm.arms import Budget, parse_arms
 from bytelm.cli.app import run
 from bytelm.compare import Comparison, Measured, Plan, compare
-from bytelm.comparison_facts import arms_of, as_json, sentences
+from bytelm.comparison_facts import against, arms_of, as_json, sentences
 from bytelm.comparison_page import write_comparison_report
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
@@ -109,6 +109,7 @@ def test_its_report_is_one_file_with_everything(finished: tuple[Comparison, Path
     assert not re.search(r"(src|href)=['\"]?https?:|@import|<script", page)
     assert all(arm.name in page for arm in plan.arms)
     assert "<b>= training operations</b>" in page
+    assert "<h2>Against byte:k=1</h2>" in page
     assert json.loads((out / "comparison.json").read_text(encoding="utf-8")) == json.loads(json.dumps(facts))
     assert [arm["name"] for arm in facts["arms"]] == [arm.name for arm in plan.arms]
     for arm in facts["arms"]:
@@ -180,7 +181,7 @@ def comparison_of(values: dict[str, list[float]], plan: Plan, sample: Measured) 
     )
     return Comparison(
         plan=replace(plan, arms=tuple(arms)), place="corpus", fingerprint="f", measured=runs, failed=(), rule="rule",
-        machine="this one", stopped=False,
+        machine="this one", cores=2, stopped=False,
     )  # fmt: skip
 
 
@@ -208,6 +209,13 @@ def test_an_arm_that_missed_the_budget_is_left_out(finished: tuple[Comparison, P
     assert "Left out of these sentences, having missed the budget: byte:k=8." in said
     busy = tuple(replace(one, load_before=7.0) for one in comparison.measured)
     assert any("had other work" in sentence for sentence in sentences(replace(comparison, measured=busy)))
+
+
+def test_an_arm_is_set_against_another_seed_by_seed(finished: tuple[Comparison, Path, Plan]) -> None:
+    done, _, plan = finished
+    values = {"byte:k=1": [2.0, 2.5], "byte:k=8": [2.25, 2.0, 9.0]}
+    first, other = arms_of(comparison_of(values, plan, done.measured[0]))
+    assert against(other, first, "bits_per_byte", lambda one, two: one - two) == [0.25, -0.5]
 
 
 def test_an_arm_over_its_seeds_has_mean_and_spread(finished: tuple[Comparison, Path, Plan]) -> None:
