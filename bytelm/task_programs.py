@@ -1,7 +1,7 @@
 """The tasks ``humaneval`` and ``mbpp``: programs that the model writes, and how many of them pass their tests.
 
 The protocol of Gloeckle et al. 2024: n samples for each problem, a temperature for each k, unbiased pass@k. Every
-sample has a seed of its own, made from the problem, the temperature and its number, so the same command gives the same
+sample has noise of its own, made from the problem, the temperature and its number, so the same command gives the same
 programs, in whatever order and however often it was interrupted: what is written is kept, line by line.
 """
 
@@ -21,6 +21,7 @@ from bytelm.task import Request, Result
 from bytelm.task_data import drawn, read_rows
 
 _MAX_BYTES: Final = 1024
+_SIDE_BY_SIDE: Final = 8
 _Key = tuple[str, float, int]
 
 
@@ -55,10 +56,16 @@ def programs(task: str, request: Request) -> Result:
     ]
     max_bytes = request.max_bytes or _MAX_BYTES
     with _Kept(request, task, max_bytes) as kept:
-        for done, (problem, temperature, number) in enumerate(wanted):
-            request.progress(done, len(wanted))
-            if (problem.name, temperature, number) not in kept.records:
-                kept.add(_write(request, problem, temperature, number, kind.stops, max_bytes))
+        done = 0
+        for temperature in temperatures:
+            for problem in problems:
+                for first in range(0, request.samples, _SIDE_BY_SIDE):
+                    numbers = range(first, min(first + _SIDE_BY_SIDE, request.samples))
+                    request.progress(done, len(wanted))
+                    if any((problem.name, temperature, number) not in kept.records for number in numbers):
+                        for record in _write(request, problem, temperature, numbers, kind.stops, max_bytes):
+                            kept.add(record)
+                    done += len(numbers)
         if request.run_code:
             _judge_all(request, wanted, kept)
         records = {key: kept.records[key] for key in ((one.name, t, n) for one, t, n in wanted)}
@@ -66,23 +73,31 @@ def programs(task: str, request: Request) -> Result:
 
 
 def _write(
-    request: Request, problem: Problem, temperature: float, number: int, stops: tuple[bytes, ...], max_bytes: int
-) -> dict[str, Any]:
-    seed = hashlib.sha256(f"{request.seed} {problem.name} {temperature} {number}".encode()).digest()
-    found = request.model.generate(
-        problem.prompt,
+    request: Request,
+    problem: Problem,
+    temperature: float,
+    numbers: range,
+    stops: tuple[bytes, ...],
+    max_bytes: int,
+) -> Iterator[dict[str, Any]]:
+    """Some samples of a problem; each is what it would be alone."""
+    seed = hashlib.sha256(f"{request.seed} {problem.name} {temperature}".encode()).digest()
+    written = request.model.generate_batch(
+        [problem.prompt] * len(numbers),
         max_bytes=max_bytes,
         temperature=temperature,
         seed=int.from_bytes(seed[:8], "big") >> 1,
+        sequence=numbers[0],
         stop=stops,
     )
-    record: dict[str, Any] = {"problem": problem.name, "temperature": temperature, "sample": number}
-    try:
-        record["completion"] = found.data.decode("utf-8")
-        record["parses"] = parses(problem.before + record["completion"])
-    except UnicodeDecodeError:
-        record |= {"completion_hex": found.data.hex(), "parses": False}
-    return record | {"finish_reason": found.finish_reason, "bytes": len(found.data), "steps": found.steps}
+    for number, found in zip(numbers, written, strict=True):
+        record: dict[str, Any] = {"problem": problem.name, "temperature": temperature, "sample": number}
+        try:
+            record["completion"] = found.data.decode("utf-8")
+            record["parses"] = parses(problem.before + record["completion"])
+        except UnicodeDecodeError:
+            record |= {"completion_hex": found.data.hex(), "parses": False}
+        yield record | {"finish_reason": found.finish_reason, "bytes": len(found.data), "steps": found.steps}
 
 
 def _judge_all(request: Request, wanted: list[tuple[Problem, float, int]], kept: "_Kept") -> None:

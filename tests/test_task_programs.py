@@ -65,21 +65,30 @@ def test_what_was_interrupted_goes_on_with_the_same_programs(model: LanguageMode
     whole = humaneval(request(model, data, folder=data / "whole"))
 
     def stop(done: int, _: int | None) -> None:
-        if done == 5:
+        if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         humaneval(request(model, data, progress=stop))
     (kept,) = (data / "eval").glob("*.programs.jsonl")
     written = kept.read_bytes()
-    assert written.count(b"\n") == 5
+    assert written.count(b"\n") == 6
     kept.write_bytes(written[:-3])  # a kill in the middle of a line
     again = humaneval(request(model, data))
     assert again == whole
-    assert kept.read_bytes().startswith(written)
+    assert kept.read_bytes().startswith(written[: written.rfind(b"\n", 0, -1) + 1])  # all but what was cut off
     lines = kept.read_bytes()
     assert humaneval(request(model, data)) == whole
     assert kept.read_bytes() == lines  # nothing is written a second time
+
+
+def test_a_program_does_not_depend_on_those_that_are_written_with_it(model: LanguageModel, data: Path) -> None:
+    many = humaneval(request(model, data, samples=11, limit=1, pass_at=((1, 0.9),), folder=None)).samples
+    few = humaneval(request(model, data, samples=3, limit=1, pass_at=((1, 0.9),), folder=None)).samples
+    assert [one["completion_hex"] if "completion_hex" in one else one["completion"] for one in few] == [
+        one["completion_hex"] if "completion_hex" in one else one["completion"] for one in many[:3]
+    ]
+    assert len({json.dumps(one.get("completion", one.get("completion_hex"))) for one in many}) > 5
 
 
 def test_other_settings_do_not_go_on_with_these_programs(model: LanguageModel, data: Path) -> None:
@@ -104,7 +113,7 @@ def test_programs_are_judged_later_without_being_written_again(
         right = record["sample"] == 0 or number == 0
         record |= {"completion": f"    return {number if right else 'None'}\n", "parses": True}
     kept.write_text("".join(json.dumps(record) + "\n" for record in records))
-    monkeypatch.setattr(LanguageModel, "generate", no_held_out)
+    monkeypatch.setattr(LanguageModel, "generate_batch", no_held_out)
     found = humaneval(request(model, data, run_code=True))
     assert found.facts["pass_at"] == [
         {"k": 1, "temperature": 0.0, "value": pytest.approx((1 + 0.5 + 0.5) / 3)},
