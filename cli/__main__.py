@@ -12,8 +12,8 @@ def main() -> None:
     # takes three times as long, beside another team of threads fifty times (docs/experiments.md, 2026-11-23).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Windows are cut into documents, so matrix products come in ever new shapes. For each of the last 1,024 shapes
-    # oneDNN, and torch's layer around it, keep a megabyte: a run would grow by as much (docs/experiments.md, 2026-11-24).
+    # Windows are cut into documents, so matrix products come in ever new shapes. oneDNN, and torch's layer around it,
+    # keep up to a megabyte for each of the last 1,024 of them (docs/experiments.md, 2026-11-24).
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "128")
     code = run()
