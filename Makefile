@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bytelm needs Python 3.11 or newer, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing bytelm and what it needs into $(VENV); this takes a minute or two'
-	$(BIN)/pip install --quiet --quiet --constraint constraints.txt --editable '.[xformers,s3,ray,near-duplicates,dev]'
+	$(BIN)/pip install --quiet --quiet --constraint constraints.txt --editable '.[xformers,s3,ray,near-duplicates,bpe,dev]'
 	touch $@
 
 clean:

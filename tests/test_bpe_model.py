@@ -1,5 +1,6 @@
 """A model over BPE ids is the byte model's trunk, trainer, scorer and decoder: what a byte model promises, it keeps."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from bytelm.api import LanguageModel
 from bytelm.bpe import BPEVocab, train_bpe
 from bytelm.checkpoint import checkpoints, load_model, load_snapshot
+from bytelm.cli.app import run
 from bytelm.config import HeadsConfig, ModelConfig, RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.decode import generate
@@ -235,3 +237,22 @@ def test_settings_that_contradict_a_vocabulary_are_refused() -> None:
         settings("model.vocabulary=bpe:12")
     with pytest.raises(ConfigError, match="an id of bytes is one"):
         settings("model.vocabulary=bytes", "model.bytes_per_id=2")
+
+
+def test_the_commands_train_score_and_write_over_ids(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "run")
+    options = [word for change in CHANGES[1:] for word in ("--set", change)]
+    words = ["train", "--corpus", str(corpus), "--out", place, "--vocab", "bpe:300", "--steps", "10", "--json"]
+    assert run([*words, *options]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert run(["eval", place, "--task", "bpb", "--json"]) == 0
+    scored = capsys.readouterr().out
+    assert '"bpb"' in scored or "bits_per_byte" in scored
+    assert run(["generate", place, "the ", "--max-bytes", "20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["generated_bytes"] == 20
+    assert run(["eval", place, "--task", "acceptance"]) == 2
+    assert "is for models of bytes" in capsys.readouterr().err
+    assert run(["train", "--out", place, "--resume", "require", "--steps", "12", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == trained["step"] + 2
