@@ -65,7 +65,7 @@ def bpb(request: Request) -> Result:
 
     compressors = Compressors()
     documents = compressors.passing(held_out.some(request.limit_bytes, window_bytes))
-    found = break_down(request.model.model, documents, context_bytes=context, stride=stride, after_batch=after_batch)
+    found = _measure(request, documents, context, stride, after_batch)
     facts: dict[str, Any] = {
         "source": held_out.name,
         "bits_per_byte": found.bits.by_head[0],

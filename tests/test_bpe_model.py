@@ -248,8 +248,11 @@ def test_the_commands_train_score_and_write_over_ids(
     assert run([*words, *options]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert run(["eval", place, "--task", "bpb", "--json"]) == 0
-    scored = capsys.readouterr().out
-    assert '"bpb"' in scored or "bits_per_byte" in scored
+    scored = json.loads(capsys.readouterr().out)["tasks"]["bpb"]
+    assert "stand for several bytes" in scored["rule"]
+    assert scored["bits_per_byte"] < 7  # ids, not bytes one by one, which such a model has hardly seen
+    assert run(["eval", place, "--task", "bpb", "--compress"]) == 2
+    assert "the ids of this run are not bytes" in capsys.readouterr().err
     assert run(["generate", place, "the ", "--max-bytes", "20", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["generated_bytes"] == 20
     assert run(["eval", place, "--task", "acceptance"]) == 2
