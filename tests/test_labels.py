@@ -1,7 +1,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bytelm.labels import COMMON, NOT_UTF8, document_type, main_script, script_of, scripts, word_places
@@ -30,6 +30,8 @@ def test_every_byte_of_a_character_has_its_script(text: str) -> None:
 
 
 @given(st.binary(max_size=30))
+@example(b"\xe0\x80\x80 \xf0\x80\x80\x80")  # longer than they need to be
+@example(b"\xed\xa0\x80 \xf4\x90\x80\x80 \xc1\x80")  # a surrogate, beyond the last character
 def test_bytes_that_make_no_character_have_no_script(data: bytes) -> None:
     codes, names = scripts(data)
     expected: list[str] = []
