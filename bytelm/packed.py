@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SMALLEST = 150_000
+"""Weights from which a packed product is faster: below, calling oneDNN takes longer than a general product."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
@@ -26,7 +29,9 @@ class PackedWeight:
 
     @classmethod
     def of(cls, weight_OI: Tensor) -> "PackedWeight | None":
-        """Pack a copy of a matrix; None where there is no such layout: on an accelerator, or without oneDNN."""
+        """Pack a copy of a matrix; None where that is not faster, on an accelerator, or without oneDNN."""
+        if weight_OI.numel() < SMALLEST:
+            return None
         if weight_OI.device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return None
         if weight_OI.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

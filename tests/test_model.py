@@ -15,7 +15,7 @@ from bytelm.config import PRESETS, HeadFamily, HeadsConfig, ModelConfig, RunConf
 from bytelm.fine_tuning import freeze
 from bytelm.heads import FAMILIES
 from bytelm.kv_cache import BUCKET, KVCache
-from bytelm.layers import JoinedPass
+from bytelm.layers import JoinedPass, Linear
 from bytelm.masks import visible_dense
 from bytelm.model import ROWS_MULTIPLE, ByteLM
 from bytelm.packing import pack
@@ -290,11 +290,13 @@ def test_rejected_rows_leave_no_trace(family: HeadFamily) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["linear", "transformer"])
 def test_the_bits_of_a_row_depend_on_nothing_but_the_bytes_before_it(
-    family: HeadFamily, dtype: torch.dtype, packed: bool, threads: int
+    family: HeadFamily, dtype: torch.dtype, packed: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = new_model(family, RunConfig.build("tiny").model).to(dtype)
     if packed:
+        monkeypatch.setattr("bytelm.packed.SMALLEST", 0)
         model.pack()
+        assert all(one.packed is not None for one in model.layers.modules() if isinstance(one, Linear))
     generator = torch.Generator().manual_seed(7)
     ids, position = some_ids(200), 180  # the bucket begins at 128
     cache = model.new_cache(1, 256)

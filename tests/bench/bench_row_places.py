@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from machine import machine
 from torch import Tensor
 
+from bytelm import packed
 from bytelm.packed import PackedWeight
 
 INNER = (32, 64, 128, 320, 352, 384, 576, 864, 1024, 1536)
@@ -24,12 +25,12 @@ ROWS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 32, 33, 48)
 Compute = Callable[[Tensor], Tensor]
 
 
-def products(dtype: torch.dtype, *, packed: bool) -> list[tuple[int, Compute]]:
+def products(dtype: torch.dtype, *, in_layout: bool) -> list[tuple[int, Compute]]:
     """Width of a row and what computes it, for every shape."""
     found: list[tuple[int, Compute]] = []
     for inner, outer in itertools.product(INNER, OUTER):
         weight = torch.randn(outer, inner).to(dtype)
-        product = PackedWeight.of(weight) if packed else None
+        product = PackedWeight.of(weight) if in_layout else None
         found.append((inner, product.product if product else lambda rows, weight=weight: F.linear(rows, weight)))
     return found
 
@@ -70,11 +71,12 @@ def same_bits(rows: int, width: int, compute: Compute, dtype: torch.dtype) -> tu
 def main() -> None:
     """Measure and print."""
     torch.manual_seed(0)
+    packed.SMALLEST = 0  # the question is that of bits, for every shape
     shares = {}
     for dtype in (torch.float32, torch.bfloat16):
         kernels = {
-            "product": products(dtype, packed=False),
-            "packed product": products(dtype, packed=True),
+            "product": products(dtype, in_layout=False),
+            "packed product": products(dtype, in_layout=True),
             "attention": attentions(dtype),
         }
         for (name, shapes), threads, rows in itertools.product(kernels.items(), (1, 2), ROWS):
