@@ -11,6 +11,7 @@ The last line is one JSON object.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import random
@@ -100,14 +101,13 @@ def given(step: Step) -> int:
 
 def hugging_face(model: LanguageModel) -> Any:
     """A Llama of the same shape, random weights, in the same precision."""
-    import transformers.utils
-
+    utilities = importlib.import_module("transformers.utils")
     # A torchvision of another torch, which some environments have, must not keep a text model from being imported.
-    setattr(transformers.utils, "is_torchvision_available", lambda: False)  # noqa: B010  it is not exported
-    from transformers import LlamaConfig, LlamaForCausalLM
+    setattr(utilities, "is_torchvision_available", lambda: False)  # noqa: B010  it is not exported
+    transformers = importlib.import_module("transformers")
 
     shape = model.config.model
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=320,
         hidden_size=shape.d_model,
         intermediate_size=shape.d_ff,
@@ -120,7 +120,7 @@ def hugging_face(model: LanguageModel) -> Any:
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    llama: Any = LlamaForCausalLM(config)
+    llama: Any = transformers.LlamaForCausalLM(config)
     return llama.to(model.model.embedding.dtype).eval()
 
 

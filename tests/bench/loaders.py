@@ -190,7 +190,7 @@ def _bytelm(level: int, window_bytes: int, batch_windows: int) -> Loader:
         from bytelm.data.shards import Corpus
 
         corpus = Corpus.open(corpus_folder(work, level))
-        settings = {"window_bytes": window_bytes, "prediction_heads": HEADS, "seed": SEED}
+        settings: dict[str, Any] = {"window_bytes": window_bytes, "prediction_heads": HEADS, "seed": SEED}
         windows = passes * windows_of(corpus, "train", "stream", **settings).windows_per_epoch
         loader = WindowLoader(
             corpus, batch_windows=batch_windows, end_window=windows // batch_windows * batch_windows, **settings
