@@ -18,7 +18,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     [
         ("x.jsonl", LINES),
         ("x.jsonl", LINES + b"\n\n"),
-        ("x.jsonl.gz", gzip.compress(LINES)),
+        ("x.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("x.jsonl.bz2", bz2.compress(LINES)),
         ("x.jsonl.zst", zstandard.compress(LINES)),
         ("x.json", json.dumps(ROWS, indent=1).encode()),
@@ -44,7 +44,7 @@ def test_tables_and_the_text_of_hellaswag_are_rows_too(tmp_path: Path) -> None:
         ("x.jsonl", b"", "holds no example"),
         ("x.json", b"[]", "holds no example"),
         ("x.jsonl", b"\xff\xfe", "is damaged"),
-        ("x.jsonl.gz", gzip.compress(LINES)[:-4], "is damaged"),
+        ("x.jsonl.gz", gzip.compress(LINES, mtime=0)[:-4], "is damaged"),
         ("x.jsonl.gz", b"no gzip", "is damaged"),
         ("x.jsonl.bz2", b"no bzip2", "is damaged"),
         ("x.jsonl.zst", b"no zstd", "is damaged"),
