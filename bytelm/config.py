@@ -63,6 +63,13 @@ class ModelConfig(_Section):
     local_window_bytes: int = Field(
         default=128, ge=1, description="bytes that a local layer sees, the present one included"
     )
+    ngram_sizes: tuple[int, ...] = Field(
+        default=(), max_length=7, description="lengths of the n-grams that have embeddings of their own, like [2, 3, 4]"
+    )
+    ngram_rows: int = Field(
+        default=32_768, ge=1, le=1 << 26, description="rows of each table of n-grams, which share them by a hash"
+    )
+    ngram_width: int = Field(default=64, ge=1, le=65_536, description="width of a row in the tables of n-grams")
     rope_base: float = Field(default=10_000.0, gt=1.0, description="base of the rotary angles")
     norm_epsilon: float = Field(default=1e-6, gt=0.0, lt=0.1, description="added to the mean square in every RMSNorm")
     vocabulary: str = Field(
@@ -108,6 +115,13 @@ class ModelConfig(_Section):
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return name if name == BYTE_VOCABULARY else f"bpe:{count}"
+
+    @field_validator("ngram_sizes")
+    @classmethod
+    def _ascending_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 2 or size > 8 for size in sizes) or list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"model.ngram_sizes = {list(sizes)}; give lengths from 2 to 8, ascending, like [2, 3, 4]")
+        return sizes
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

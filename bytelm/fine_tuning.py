@@ -23,7 +23,7 @@ from bytelm.heads import LinearHeads
 from bytelm.model import ByteLM
 from bytelm.vocab import Vocab
 
-_SHAPE: Final = ("d_model", "attention_heads", "kv_heads", "d_ff")
+_SHAPE: Final = ("d_model", "attention_heads", "kv_heads", "d_ff", "ngram_sizes", "ngram_rows", "ngram_width")
 _WORKINGS: Final = ("attention_pattern", "local_window_bytes", "rope_base", "norm_epsilon")
 """What changes a trunk's outputs, though its weights fit."""
 _HEADS: Final = "heads."
@@ -124,6 +124,8 @@ def freeze(model: ByteLM, frozen: Frozen) -> None:
     if frozen == "nothing":
         return
     model.embedding.requires_grad_(False)
+    if model.ngrams is not None:
+        model.ngrams.requires_grad_(False)
     model.layers.requires_grad_(False)
     if frozen == "trunk":
         return

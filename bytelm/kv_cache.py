@@ -61,6 +61,7 @@ class KVCache:
         length: Slots that are filled and real, from 0 to ``capacity``.
         capacity: As given.
         cosine_SC, sine_SC: As given, cut to the slots.
+        ids_BS: The id of each slot, where the model looks at ids before the present one.
         bias_of_window: What attention of a window adds to the scores in the present bucket: its number, first slot,
             slot behind the last, and the tensor. Kept here because it changes once a bucket.
     """
@@ -87,6 +88,7 @@ class KVCache:
         self.sine_SC = sine_SC[:slots]
         self.bias_of_window: dict[int | None, tuple[int, int, int, Tensor]] = {}
         # One view a layer, made once: slicing costs as much as a small kernel.
+        self.ids_BS = torch.zeros(batch, slots, dtype=torch.int64, device=device)
         self._keys_BGSC = torch.zeros(shape, dtype=dtype, device=device).unbind()
         self._values_BGSC = torch.zeros(shape, dtype=dtype, device=device).unbind()
         # A layer that a pass may leave out (a draft head's) must not be read after a gap: its draft would be noise.

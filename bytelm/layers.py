@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bytelm.attention import Mask, attend, attend_range
 from bytelm.config import AttentionBackend, AttentionKind, ModelConfig
 from bytelm.kv_cache import BUCKET, KVCache, key_range
+from bytelm.ngram_rows import NOTHING, ids_before
 from bytelm.packed import PackedWeight
 
 ALL_ROWS = slice(None)
@@ -96,6 +97,10 @@ class Pass(Protocol):
         """Rotary tables of all rows."""
         ...
 
+    def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
+        """The ids before each row, (P, B, T), or ``NOTHING``; those of the pass are left in the cache."""
+        ...
+
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         """Leave keys and values in the cache, where there is one."""
         ...
@@ -115,11 +120,13 @@ class WindowPass:
         rotary: Positions, which restart at each document.
         masks: One for each kind of attention.
         cache: Takes the keys and values of the pass where given (a prompt that is read).
+        positions_BT: Of each row in its own document; None where each row of the batch is one document.
     """
 
     rotary: Rotary
     masks: dict[AttentionKind, Mask]
     cache: KVCache | None = None
+    positions_BT: Tensor | None = None
 
     @classmethod
     def build(
@@ -145,11 +152,11 @@ class WindowPass:
             backend = "torch"
         length, device = states_BT.shape[1], states_BT.device
         cosine_TC, sine_TC = rotary_tables(torch.arange(length, device=device), config.head_channels, config.rope_base)
-        if documents_BT is None:
+        positions_BT = None if documents_BT is None else document_positions(documents_BT)
+        if positions_BT is None:
             rotary = Rotary(cosine_TC.view(1, length, 1, -1), sine_TC.view(1, length, 1, -1))
         else:
-            positions_BT1 = document_positions(documents_BT).unsqueeze(2)
-            rotary = Rotary(cosine_TC[positions_BT1], sine_TC[positions_BT1])
+            rotary = Rotary(cosine_TC[positions_BT.unsqueeze(2)], sine_TC[positions_BT.unsqueeze(2)])
         masks: dict[AttentionKind, Mask] = {
             kind: Mask.build(
                 length,
@@ -160,7 +167,13 @@ class WindowPass:
             )
             for kind in set(config.attention_pattern)
         }
-        return cls(rotary, masks, cache)
+        return cls(rotary, masks, cache, positions_BT)
+
+    def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
+        """See ``Pass``."""
+        if self.cache is not None:
+            self.cache.ids_BS[:, : inputs_BT.shape[1]] = inputs_BT
+        return ids_before(inputs_BT, count, self.positions_BT)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         """See ``Pass``."""
@@ -188,11 +201,13 @@ class CachedPass:
         rotary: Of the rows' positions.
         cache: Read and written.
         ranges: For each kind of attention: first slot, slot behind the last, and the bias (R, M, S) of that range.
+        parents: Of a tree, as ``build`` takes them; None for a chain.
     """
 
     rotary: Rotary
     cache: KVCache
     ranges: dict[AttentionKind, tuple[int, int, Tensor]]
+    parents: Sequence[int] | None = None
 
     @classmethod
     def build(
@@ -228,7 +243,16 @@ class CachedPass:
             if branches is not None:
                 bias_MS = branches.bias(bias_MS, first - start, window_bytes)
             ranges[kind] = (start, end, bias_MS.repeat(repeats, 1, 1))
-        return cls(rotary, cache, ranges)
+        return cls(rotary, cache, ranges, parents)
+
+    def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
+        """See ``Pass``; before the rows of the pass are the ids of the cache."""
+        first, rows = self.cache.length, inputs_BT.shape[1]
+        self.cache.ids_BS[:, first : first + rows] = inputs_BT
+        slots_PM = torch.from_numpy(_slots_before(first, self.parents or range(-1, rows - 1), count))
+        slots_PM = slots_PM.to(inputs_BT.device)
+        before_BPM = self.cache.ids_BS[:, slots_PM.clamp(min=0)].masked_fill(slots_PM < 0, NOTHING)
+        return before_BPM.transpose(0, 1)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         """See ``Pass``."""
@@ -242,6 +266,31 @@ class CachedPass:
         start, end, bias_RMS = self.ranges[kind]
         key_BGSC, value_BGSC = self.cache.read(layer, start, end)
         return attend_range(query_BTHC.transpose(1, 2), key_BGSC, value_BGSC, bias_RMS[:, rows]).transpose(1, 2)
+
+
+def _slots_before(first: int, parents: Sequence[int], count: int) -> np.ndarray:
+    """Slots of the ids before each row of a pass, nearest first; below 0 where there is none.
+
+    Args:
+        first: Slot of row 0.
+        parents: For each row the row that it continues, -1 for the first.
+        count: P.
+
+    Returns:
+        int64 (P, M).
+
+    Example:
+        >>> _slots_before(5, [-1, 0, 0], 2).tolist()
+        [[4, 5, 5], [3, 4, 4]]
+    """
+    slots_PM = np.empty((count, len(parents)), np.int64)
+    for row, parent in enumerate(parents):
+        if parent < 0:
+            slots_PM[:, row] = np.arange(first - 1, first - 1 - count, -1)
+        else:
+            slots_PM[0, row] = first + parent
+            slots_PM[1:, row] = slots_PM[:-1, parent]
+    return slots_PM
 
 
 def _bias_of_bucket(
@@ -328,6 +377,10 @@ class JoinedPass:
             torch.cat([one.rotary.cosine for one in passes], 1), torch.cat([one.rotary.sine for one in passes], 1)
         )
         return cls(rotary, list(zip(passes, [0, *ends], ends, strict=False)))
+
+    def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
+        """See ``Pass``."""
+        return torch.cat([one.ids_before(inputs_BT[:, start:end], count) for one, start, end in self.parts], 2)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         """See ``Pass``."""

@@ -18,6 +18,7 @@ from bytelm.config import AttentionBackend, HeadsConfig, ModelConfig, trunk_laye
 from bytelm.heads import SharedHeads, build_heads
 from bytelm.kv_cache import BUCKET, KVCache, slots_for
 from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
+from bytelm.ngrams import NgramEmbedding
 from bytelm.vocab import BYTE_VOCABULARY, BYTES, Vocab
 
 ROWS_MULTIPLE: Final = 4
@@ -54,6 +55,7 @@ class ByteLM(nn.Module):
         self.attention_backend: AttentionBackend = attention_backend
         layers = trunk_layers(model, heads)
         self.embedding = nn.Parameter(torch.empty(model.vocabulary_size, model.d_model))
+        self.ngrams = NgramEmbedding(model) if model.ngram_sizes else None
         self.layers = nn.ModuleList(Block(model, model.attention_kind(layer), layer) for layer in range(layers))
         self.heads = build_heads(model, heads, layers, attention_backend)
         self.initialize()
@@ -82,6 +84,8 @@ class ByteLM(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, SharedHeads):
                 module.depth_embedding.zero_()
+            elif isinstance(module, NgramEmbedding):
+                module.tables.zero_()
             elif isinstance(module, RMSNorm):
                 module.gain.fill_(1.0)
             elif isinstance(module, Linear):
@@ -204,9 +208,10 @@ class ByteLM(nn.Module):
         self.heads.pack()
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters by part: ``embedding``, ``trunk``, ``heads`` (final norm and unembedding included), ``total``."""
+        """Parameters by part: ``embedding`` (n-grams too), ``trunk``, ``heads`` (with the final norm), ``total``."""
+        ngrams = 0 if self.ngrams is None else sum(parameter.numel() for parameter in self.ngrams.parameters())
         counts = {
-            "embedding": self.embedding.numel(),
+            "embedding": self.embedding.numel() + ngrams,
             "trunk": sum(parameter.numel() for parameter in self.layers.parameters()),
             "heads": sum(parameter.numel() for parameter in self.heads.parameters()),
         }
@@ -245,6 +250,8 @@ class ByteLM(nn.Module):
 
     def _through(self, inputs_BT: Tensor, shared: Pass) -> Tensor:
         hidden_BTD = F.embedding(inputs_BT, self.embedding)
+        if self.ngrams is not None:
+            hidden_BTD = hidden_BTD + self.ngrams(inputs_BT, shared.ids_before(inputs_BT, self.ngrams.before))
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, shared)
         return hidden_BTD

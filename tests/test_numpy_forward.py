@@ -19,6 +19,7 @@ from bytelm.model import ByteLM
 Array = NDArray[np.float64]
 SETTINGS = {"d_model": 32, "layers": 3, "attention_heads": 4, "kv_heads": 2, "d_ff": 48, "local_window_bytes": 6}
 PATTERN = ["local", "global"]
+NGRAMS = [2, 3]
 EPSILON, BASE, HEADS = 1e-6, 10_000.0, 3
 
 
@@ -34,11 +35,28 @@ def turned(states_THC: Array) -> Array:
     return np.concatenate([pairs.real, pairs.imag], -1)
 
 
+def ngrams(tables_NRW: Array, ids: list[int], sizes: list[int]) -> Array:
+    """What is found in the tables, side by side; n-grams begin at the first id at the earliest."""
+    rows = []
+    for place in range(len(ids)):
+        found = []
+        for table_RW, size in zip(tables_NRW, sizes, strict=True):
+            value = 0
+            for distance in range(size):  # from the id itself back
+                before = ids[place - distance] + 1 if place >= distance else 0
+                value = (value * 1_103_515_245 + before) % (2**31 - 1)
+            found.append(table_RW[value % len(table_RW)])
+        rows.append(np.concatenate(found))
+    return np.stack(rows)
+
+
 def forward(weights: dict[str, Array], ids: list[int]) -> Array:
     """Log-probabilities (T, K, V)."""
     heads, groups = SETTINGS["attention_heads"], SETTINGS["kv_heads"]
     channels = SETTINGS["d_model"] // heads
     hidden_TD = weights["embedding"][ids]
+    if "ngrams.tables" in weights:
+        hidden_TD = hidden_TD + ngrams(weights["ngrams.tables"], ids, NGRAMS) @ weights["ngrams.output.weight"].T
     place = np.arange(len(ids))
     for layer in range(SETTINGS["layers"]):
 
@@ -70,16 +88,19 @@ def forward(weights: dict[str, Array], ids: list[int]) -> Array:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+@pytest.fixture(params=[[], NGRAMS], ids=["bytes alone", "n-grams too"])
+def checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     pattern = f"model.attention_pattern={json.dumps(PATTERN)}"
     changes = [f"model.{name}={value}" for name, value in SETTINGS.items()]
+    changes += [f"model.ngram_sizes={request.param}", "model.ngram_rows=50", "model.ngram_width=8"]
     config = RunConfig.build("tiny", [*changes, pattern, f"heads.count={HEADS}"])
     torch.manual_seed(3)
     model = ByteLM(config.model, config.heads)
     with torch.no_grad():  # sharp, and with gains that matter
         for name, parameter in model.named_parameters():
             parameter.mul_(8.0 if "unembedding" in name else 1.0)
+            if name == "ngrams.tables":
+                parameter.normal_()
             if name.endswith("gain"):
                 parameter.mul_(torch.rand_like(parameter) + 0.5)
     nothing: dict[str, Any] = {"optimizer": {}, "random": {}, "progress": {}}
