@@ -5,6 +5,7 @@
     byte:k=4:family=causal       another head family; curriculum=… likewise
     byte:k=8:train.learning_rate=0.003     any setting, as --set has it
     run=runs/a                   a run that is there already: it is measured, not trained
+    hf=models/gpt2               a folder of Hugging Face transformers, measured as well
 
 All arms have the same preset, so the same trunk, trainer, windows and context in bytes. The budget makes one axis
 equal: bytes read, operations, seconds, or parameters (through the inner width of the feed-forward layers, with the
@@ -77,12 +78,14 @@ class Arm:
     Attributes:
         name: As it was written, in one spelling.
         changes: To the preset, in the form of ``--set``.
-        run: A run that is measured as it is; None where the arm is trained.
+        run: What is measured as it is; None where the arm is trained.
+        foreign: Whether that is a folder of Hugging Face transformers and no run of bytelm.
     """
 
     name: str
     changes: tuple[str, ...]
     run: Path | None = None
+    foreign: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -93,18 +96,20 @@ class Arm:
 
         Example:
             >>> Arm.parse("bpe:4k:k=2")
-            Arm(name='bpe:4096:k=2', changes=('model.vocabulary=bpe:4096', 'heads.count=2'), run=None)
+            Arm(name='bpe:4096:k=2', changes=('model.vocabulary=bpe:4096', 'heads.count=2'), run=None, foreign=False)
         """
         written = text.strip()
-        if written.startswith("run="):
-            return cls(name=written, changes=(), run=Path(written.removeprefix("run=")))
+        for before in ("run=", "hf="):
+            if written.startswith(before):
+                place = Path(written.removeprefix(before))
+                return cls(name=written, changes=(), run=place, foreign=before == "hf=")
         kind, *words = written.split(":")
         if kind == "byte":
             vocabulary = BYTE_VOCABULARY
         elif kind == "bpe" and words:
             vocabulary = f"bpe:{ids_of(f'bpe:{words.pop(0)}')}"
         else:
-            raise ConfigError(f"{text!r} is no arm; write byte:k=8, bpe:4096:k=1 or run=FOLDER")
+            raise ConfigError(f"{text!r} is no arm; write byte:k=8, bpe:4096:k=1, run=FOLDER or hf=FOLDER")
         settings = {"heads.count": "1"}
         for word in words:
             key, separator, value = word.partition("=")

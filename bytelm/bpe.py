@@ -116,7 +116,7 @@ class BPEVocab(Vocab):
             if one:  # of two ids with the same bytes the first one is made, and the other is never used
                 vocab.setdefault(one, identifier)
         merges = [(characters[left], characters[right]) for left, right in self.merges]
-        library = _library()
+        library = tokenizers_library()
         return _Words(library.Tokenizer(library.models.BPE(vocab=vocab, merges=merges)))
 
 
@@ -147,7 +147,7 @@ def train_bpe(pieces: Iterable[bytes], name: str) -> BPEVocab:
         ConfigError: The ``tokenizers`` library is missing.
         CorpusError: There is not one byte.
     """
-    library = _library()
+    library = tokenizers_library()
     held = [piece for piece in pieces if piece]
     if not held:
         raise CorpusError("there is no byte to learn a vocabulary from; give another corpus")
@@ -207,7 +207,12 @@ def split_places(data: bytes) -> list[int]:
     return [found.end() for found in _BEHIND_LETTER.finditer(data)]
 
 
-def _library() -> Any:
+def tokenizers_library() -> Any:
+    """The library, imported where it is first needed.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         import tokenizers
     except ImportError as error:

@@ -8,6 +8,7 @@ checkpoint. After training each run is asked whether it kept the budget, from wh
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -32,6 +33,7 @@ from bytelm.errors import BytelmError, CheckpointError, CorpusError
 from bytelm.evaluate import bits_per_byte, excerpts, some_bytes
 from bytelm.events import Finished
 from bytelm.files import refusals_named, write_file
+from bytelm.foreign import Written, open_foreign
 from bytelm.generation import GenerateSettings, Generation
 from bytelm.job import choose_precision
 from bytelm.memory import trace_step
@@ -49,6 +51,13 @@ _PROMPT_BYTES: Final = 96
 _COUNTED_BYTES: Final = 64_000_000
 """Of a training, whose ids are counted; of a longer one the beginning stands for the rest."""
 _TEMPERATURE: Final = 0.8
+_UNKNOWN_OF_FOREIGN: Final = (
+    "training_flops",
+    "training_seconds",
+    "training_bytes",
+    "training_bytes_per_second",
+    "training_memory_bytes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +87,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run: an arm with a seed.
+    """One run: an arm with a seed. What nobody knows of a model that was made elsewhere is NaN.
 
     Attributes:
         name: Of the arm.
@@ -119,9 +128,9 @@ class Measured:
     parameters_inner: int
     training_flops: float
     training_seconds: float
-    training_bytes: int
+    training_bytes: float
     training_bytes_per_second: float
-    training_memory_bytes: int
+    training_memory_bytes: float
     flops_per_byte_training: float
     flops_per_byte_decoding: float
     bytes_per_second_plain: float
@@ -232,7 +241,8 @@ def compare(
                 if found is None:
                     stopped = True
                     continue
-                content = json.dumps({"key": key, "measured": dataclasses.asdict(found[0]), "rule": found[1]}, indent=1)
+                kept = {"key": key, "measured": known(found[0]), "rule": found[1]}
+                content = json.dumps(kept, indent=1, allow_nan=False)
                 write_file(path, content.encode())
             measured[arm.name, seed], rule = found
             tell(_line(found[0]))
@@ -266,6 +276,8 @@ def _run(
     load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if config is None:
         assert arm.run is not None
+        if arm.foreign:
+            return _measure_foreign(plan, arm, arm.run, held_out, load_before)
         return _measure(plan, arm, arm.run, None, corpora, held_out, load_before)
     run = out / _RUNS / f"{arm.folder}-{config.train.seed}"
     vocabulary = vocabularies[arm.name]
@@ -355,14 +367,73 @@ def _measure(
     )
 
 
+def _measure_foreign(
+    plan: Plan, arm: Arm, folder: Path, held_out: Sequence[bytes], load_before: float | None
+) -> tuple[Measured, str]:
+    """A model that was made elsewhere. It has no drafts: what it writes with them is what it writes without."""
+    found = open_foreign(folder, device=choose_device(plan.base.train.device))
+    context_bytes = plan.base.data.window_bytes
+    scores = found.bits_per_byte(held_out, context_bytes=context_bytes, stride=plan.stride_bytes)
+    bytes_per_id = scores.scored_bytes / scores.scored_ids
+    ids = math.ceil(plan.generated_bytes / bytes_per_id)
+    prompts = _prompts(plan, held_out)
+    found.check(1 + max(len(found.vocabulary.encode(prompt)) for prompt in prompts) + ids)
+    parameters, inner = found.parameters()
+    written: list[Written] = []
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(choose_decoding_threads(parameters))
+        for seed, prompt in enumerate([prompts[0], *prompts]):
+            written.append(found.write(prompt, ids=ids, temperature=_TEMPERATURE, seed=seed))
+    finally:
+        torch.set_num_threads(threads)
+    written_bytes = sum(len(one.data) for one in written[1:])
+    rate = written_bytes / sum(one.elapsed_s for one in written[1:])
+    flops = found.flops_per_byte(held_out, context_bytes=context_bytes)
+    assert scores.by_head[0] is not None
+    return (
+        Measured(
+            name=arm.name,
+            seed=0,
+            trained=False,
+            bits_per_byte=scores.by_head[0],
+            bits_per_byte_by_head=scores.by_head,
+            scored_bytes=scores.scored_bytes,
+            scored_ids=scores.scored_ids,
+            parameters=parameters,
+            parameters_inner=inner,
+            training_flops=math.nan,
+            training_seconds=math.nan,
+            training_bytes=math.nan,
+            training_bytes_per_second=math.nan,
+            training_memory_bytes=math.nan,
+            flops_per_byte_training=3 * flops,
+            flops_per_byte_decoding=flops,
+            bytes_per_second_plain=rate,
+            bytes_per_second_speculative=rate,
+            bytes_per_step=written_bytes / sum(one.ids for one in written[1:]),
+            bytes_per_id=bytes_per_id,
+            share_of_budget=None,
+            met=None,
+            tolerance=None,
+            curve=(),
+            load_before=load_before,
+        ),
+        scores.rule,
+    )
+
+
+def _prompts(plan: Plan, held_out: Sequence[bytes]) -> list[bytes]:
+    pieces = excerpts(held_out, sum(map(len, held_out)), count=plan.prompts, length=_PROMPT_BYTES)
+    return [piece[:_PROMPT_BYTES] for piece in itertools.islice(pieces, plan.prompts)]
+
+
 def _decoded(
     plan: Plan, language_model: LanguageModel, held_out: Sequence[bytes]
 ) -> tuple[list[Generation], list[Generation]]:
     """Continuations without drafts, and with those of the heads; turn by turn, so that both meet the same machine."""
     model = language_model.model
-    total = sum(map(len, held_out))
-    pieces = excerpts(held_out, total, count=plan.prompts, length=_PROMPT_BYTES)
-    prompts = [piece[:_PROMPT_BYTES] for piece in itertools.islice(pieces, plan.prompts)]
+    prompts = _prompts(plan, held_out)
     threads = torch.get_num_threads()
     plain: list[Generation] = []
     speculative: list[Generation] = []
@@ -461,7 +532,7 @@ def _key(plan: Plan, arm: Arm, config: RunConfig | None, corpora: Corpora) -> di
                 "bytelm": bytelm.__version__,
                 "arm": arm.name,
                 "config": None if config is None else config.model_dump(mode="json"),
-                "run": None if arm.run is None else [path.name for path in checkpoints(arm.run)],
+                "run": None if arm.run is None else _content(arm, arm.run),
                 "corpus": corpora.fingerprint,
                 "scored_bytes": plan.scored_bytes,
                 "stride_bytes": plan.stride_bytes,
@@ -471,6 +542,20 @@ def _key(plan: Plan, arm: Arm, config: RunConfig | None, corpora: Corpora) -> di
             }
         )
     )
+
+
+def _content(arm: Arm, folder: Path) -> list[str]:
+    """What tells one state of a folder from another."""
+    if not arm.foreign:
+        return [path.name for path in checkpoints(folder)]
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+
+
+def known(one: Measured) -> dict[str, Any]:
+    """A measurement as JSON values, None being what nobody knows."""
+    values = dataclasses.asdict(one)
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> tuple[Measured, str] | None:
@@ -483,6 +568,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[Measured, str] | None:
         fields: dict[str, Any] = dict(measured)
         fields["bits_per_byte_by_head"] = tuple(measured["bits_per_byte_by_head"])
         fields["curve"] = tuple(tuple(point) for point in measured["curve"])
+        fields |= {name: math.nan for name in _UNKNOWN_OF_FOREIGN if measured[name] is None}
         found = Measured(**fields)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no measurement of a comparison ({error}); remove it, and go on") from error
@@ -497,6 +583,8 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[Measured, str] | None:
 
 def _line(one: Measured) -> str:
     met = "" if one.met is not False else f"; BUDGET MISSED: {one.share_of_budget:.3f} of it"
+    if math.isnan(one.training_bytes):
+        return f"{one.name}: {one.bits_per_byte:.4f} bits per byte; {one.bytes_per_second_plain:,.0f} bytes/s"
     return (
         f"{one.name}, seed {one.seed}: {one.bits_per_byte:.4f} bits per byte after {one.training_bytes / 1e6:.2f} MB, "
         f"{one.training_flops:.3g} operations, {one.training_seconds:.0f} s; "

@@ -4,12 +4,13 @@ A sentence says that one arm is better than another only where every seed of the
 other, and there are at least two of each. The data of few seeds support no finer statement.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from bytelm.compare import Comparison, Measured
+from bytelm.compare import Comparison, Measured, known
 
 _AXES: Final = {
     "parameters": "parameters in all",
@@ -21,6 +22,7 @@ _LEAST_SEEDS: Final = 2
 _OWN_LOAD: Final = 0.5
 """Beyond its cores, from which on a machine is called busy: the comparison itself, just before, made a load too."""
 _LARGE: Final = 1e10
+UNKNOWN: Final = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ def _arm_json(arm: ArmFacts) -> dict[str, Any]:
         **{name: _whole(arm.mean(name)) for name in means},
         "bits_per_byte_spread": arm.spread("bits_per_byte"),
         "met_budget": arm.met,
-        "runs": [asdict(run) for run in arm.runs],
+        "runs": [known(run) for run in arm.runs],
     }
 
 
@@ -134,6 +136,12 @@ def sentences(comparison: Comparison) -> list[str]:
     missed = [arm.name for arm in arms if not arm.met]
     if missed:
         found.append(f"Left out of these sentences, having missed the budget: {', '.join(missed)}.")
+    joined = [arm.name for arm in arms if not all(run.trained for run in arm.runs)]
+    if joined:
+        found.append(
+            f"Measured as found, at no equal cost and so in none of these sentences: {', '.join(joined)}. "
+            "What they learnt from may hold the held-out bytes."
+        )
     shape = comparison.plan.base.model
     found.append(
         f"This holds for this corpus, a trunk {shape.d_model} wide with {shape.layers} layers, contexts of "
@@ -205,7 +213,9 @@ def against(arm: ArmFacts, other: ArmFacts, of: str, rule: Callable[[float, floa
 
 
 def figure(arm: ArmFacts, of: str, shown: Callable[[float], str]) -> str:
-    """Mean and standard deviation of a field, as text."""
+    """Mean and standard deviation of a field, as text; a dash where it is not known."""
+    if math.isnan(arm.mean(of)):
+        return UNKNOWN
     spread = arm.spread(of)
     same = spread is None or spread == 0
     return shown(arm.mean(of)) + ("" if same or spread is None else f" ± {shown(spread)}")
@@ -215,5 +225,7 @@ def _counted(amount: float) -> str:
     return f"{amount:,.0f}" if amount < _LARGE else f"{amount:.3g}"
 
 
-def _whole(value: float) -> float:
+def _whole(value: float) -> float | None:
+    if math.isnan(value):
+        return None
     return int(value) if value == int(value) else value

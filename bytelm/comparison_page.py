@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
 from bytelm.compare import PATH_OF_RESULTS, Comparison
-from bytelm.comparison_facts import ArmFacts, against, arms_of, as_json, figure, sentences
+from bytelm.comparison_facts import UNKNOWN, ArmFacts, against, arms_of, as_json, figure, sentences
 from bytelm.files import refusals_named, write_file
 from bytelm.page import page, section, table, tiles
 from bytelm.palette import head_colour
@@ -144,7 +145,8 @@ def _against_table(arms: Sequence[ArmFacts]) -> str:
         differences = against(arm, first, "bits_per_byte", lambda one, other: one - other)
         cells = [f"{statistics.fmean(differences):+.4f}", f"{min(differences):+.4f} … {max(differences):+.4f}"]
         for name in _RATIOS:
-            cells.append(f"{statistics.fmean(against(arm, first, name, lambda one, other: one / other)):.2f}×")
+            ratio = statistics.fmean(against(arm, first, name, lambda one, other: one / other))
+            cells.append(UNKNOWN if math.isnan(ratio) else f"{ratio:.2f}×")
         rows.append([html.escape(arm.name), *cells])
     return table(("", "bits per byte", "over the seeds", *_RATIOS.values()), rows)
 

@@ -52,7 +52,8 @@ def compare(
         typer.Option(
             "--arms",
             metavar="ARM,ARM…",
-            help="byte:k=K or bpe:SIZE:k=K, then :family=…, :curriculum=… or :section.key=value; run=FOLDER for a run.",
+            help="byte:k=K or bpe:SIZE:k=K, then :family=…, :curriculum=… or :section.key=value; run=FOLDER for a run, "
+            "hf=FOLDER for a model of transformers.",
         ),
     ] = _ARMS,
     seeds: _Seeds = 2,

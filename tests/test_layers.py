@@ -101,7 +101,7 @@ ROWS: list[set[str]] = [
     {"bytelm.fine_tuning", "bytelm.export"},
     {"bytelm.decode", "bytelm.distributed", "bytelm.memory", "bytelm.saver"},
     {"bytelm.evaluate", "bytelm.tune"},
-    {"bytelm.breakdown", "bytelm.likelihood"},
+    {"bytelm.breakdown", "bytelm.foreign", "bytelm.likelihood"},
     {"bytelm.corpora", "bytelm.token_packing"},
     {"bytelm.vocabularies"},
     {"bytelm.run_folder"},
