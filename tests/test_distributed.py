@@ -443,6 +443,7 @@ def test_a_process_that_dies_ends_the_other_one_with_one_line(corpus: Path, tmp_
     children = wait_for_steps(process, run)
     os.kill(children[1], signal.SIGKILL)
     _, stderr = process.communicate()
+    assert len(said(stderr)) == 1, stderr
     (line,) = said(stderr)
     assert "another of the 2 processes of this training has ended" in line
     assert_goes_on(corpus, run, tmp_path / "straight")
