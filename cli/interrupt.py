@@ -12,7 +12,9 @@ class StopRequest:
     """Within its context the first SIGINT or SIGTERM is noted, and the second interrupts. Called, it tells.
 
     Args:
-        quiet: Say nothing to whoever asks: where several processes stop together.
+        quiet: Say nothing to whoever asks: where several processes stop together. If one of them has died, torchrun
+            sends SIGTERM to the others while they are about to say so: after an error it is ignored, so that the one
+            line gets out.
 
     Example:
         >>> with StopRequest() as should_stop:
@@ -33,9 +35,10 @@ class StopRequest:
         self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            ending = self._quiet and error is not None and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
