@@ -406,6 +406,9 @@ class _AtDepth:
     def rotary(self) -> Rotary:
         return self.inner.rotary
 
+    def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
+        return self.inner.ids_before(inputs_BT, count)
+
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         self.inner.remember(layer + self.depth, key_BTGC, value_BTGC)
 
