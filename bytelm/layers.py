@@ -249,9 +249,11 @@ class CachedPass:
         """See ``Pass``; before the rows of the pass are the ids of the cache."""
         first, rows = self.cache.length, inputs_BT.shape[1]
         self.cache.ids_BS[:, first : first + rows] = inputs_BT
-        slots_PM = torch.from_numpy(_slots_before(first, self.parents or range(-1, rows - 1), count))
-        slots_PM = slots_PM.to(inputs_BT.device)
-        before_BPM = self.cache.ids_BS[:, slots_PM.clamp(min=0)].masked_fill(slots_PM < 0, NOTHING)
+        slots_PM = _slots_before(first, self.parents or range(-1, rows - 1), count)
+        places_PM = torch.from_numpy(np.maximum(slots_PM, 0)).to(inputs_BT.device)
+        before_BPM = self.cache.ids_BS[:, places_PM]
+        if first < count:
+            before_BPM.masked_fill_(torch.from_numpy(slots_PM < 0).to(inputs_BT.device), NOTHING)
         return before_BPM.transpose(0, 1)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
@@ -283,6 +285,8 @@ def _slots_before(first: int, parents: Sequence[int], count: int) -> np.ndarray:
         >>> _slots_before(5, [-1, 0, 0], 2).tolist()
         [[4, 5, 5], [3, 4, 4]]
     """
+    if isinstance(parents, range):  # a chain
+        return np.arange(first, first + len(parents)) - np.arange(1, count + 1)[:, None]
     slots_PM = np.empty((count, len(parents)), np.int64)
     for row, parent in enumerate(parents):
         if parent < 0:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.config import AttentionBackend, HeadsConfig, ModelConfig, trunk_layers
+from bytelm.flat_trunk import FlatTrunk
 from bytelm.heads import SharedHeads, build_heads
 from bytelm.kv_cache import BUCKET, KVCache, slots_for
-from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
+from bytelm.layers import Attention, Block, CachedPass, JoinedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
 from bytelm.ngrams import NgramEmbedding
 from bytelm.vocab import BYTE_VOCABULARY, BYTES, Vocab
 
@@ -56,6 +57,7 @@ class ByteLM(nn.Module):
         layers = trunk_layers(model, heads)
         self.embedding = nn.Parameter(torch.empty(model.vocabulary_size, model.d_model))
         self.ngrams = NgramEmbedding(model) if model.ngram_sizes else None
+        self._flat: FlatTrunk | None = None
         self.layers = nn.ModuleList(Block(model, model.attention_kind(layer), layer) for layer in range(layers))
         self.heads = build_heads(model, heads, layers, attention_backend)
         self.initialize()
@@ -197,7 +199,7 @@ class ByteLM(nn.Module):
         return ROWS_MULTIPLE // math.gcd(repeats, ROWS_MULTIPLE)
 
     def pack(self) -> None:
-        """Keep copies of all matrices in the layout that the CPU multiplies fastest, for decoding.
+        """Keep copies of all matrices in the layout that the CPU multiplies fastest, and a flat trunk, for decoding.
 
         Takes the memory of the weights once more. Weights that change after this need it again; training and the
         weights themselves know nothing of it. Does nothing on an accelerator.
@@ -206,6 +208,8 @@ class ByteLM(nn.Module):
             if isinstance(module, Linear):
                 module.pack()
         self.heads.pack()
+        if self.embedding.device.type == "cpu":
+            self._flat = FlatTrunk(self.config, [block for block in self.layers if isinstance(block, Block)])
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part: ``embedding`` (n-grams too), ``trunk``, ``heads`` (with the final norm), ``total``."""
@@ -252,9 +256,17 @@ class ByteLM(nn.Module):
         hidden_BTD = F.embedding(inputs_BT, self.embedding)
         if self.ngrams is not None:
             hidden_BTD = hidden_BTD + self.ngrams(inputs_BT, shared.ids_before(inputs_BT, self.ngrams.before))
+        if isinstance(shared, CachedPass | JoinedPass) and (flat := self._flat_for(hidden_BTD)) is not None:
+            return flat(hidden_BTD, shared)
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, shared)
         return hidden_BTD
+
+    def _flat_for(self, hidden_BTD: Tensor) -> FlatTrunk | None:
+        """What was made by ``pack``, if it is of these weights' dtype and device and no gradient is wanted."""
+        flat = self._flat
+        usable = flat is not None and flat.dtype == hidden_BTD.dtype and hidden_BTD.device.type == "cpu"
+        return flat if usable and not torch.is_grad_enabled() else None
 
 
 def _mean_visible(length: int, window: int) -> float:

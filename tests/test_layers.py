@@ -91,7 +91,7 @@ ROWS: list[set[str]] = [
     },
     {"bytelm.data.mixture"},
     {"bytelm.layers", "bytelm.probes"},
-    {"bytelm.heads", "bytelm.fused_loss", "bytelm.ngrams"},
+    {"bytelm.flat_trunk", "bytelm.heads", "bytelm.fused_loss", "bytelm.ngrams"},
     {"bytelm.law", "bytelm.model"},
     {"bytelm.rejection"},
     {"bytelm.drafting"},
