@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bytelm.errors import SourceError
-from bytelm.task_data import DataSet, Row, field_of
+from bytelm.task_data import DataSet, Row, field_of, text_of, texts_of
 
 HUMANEVAL_STOPS: Final = (b"\nclass", b"\ndef", b"\n#", b"\nif", b"\nprint", b"\n@", b"\nassert")
 MBPP_STOPS: Final = (b"\nclass", b"\nassert", b'\n"""', b"\nprint", b"\nif", b"\n#")
@@ -67,7 +67,7 @@ def humaneval_problems(rows: list[Row]) -> list[Problem]:
     problems = []
     for number, row in enumerate(rows, start=1):
         prompt, name, entry, test = (
-            str(field_of(row, [field], "humaneval", number)) for field in ("prompt", "task_id", "entry_point", "test")
+            text_of(row, [field], "humaneval", number) for field in ("prompt", "task_id", "entry_point", "test")
         )
         tests = f"{test}\ncheck({entry})\n"
         setup = prompt if parses(prompt) else ""  # helpers stand before the head, which its docstring makes whole
@@ -81,17 +81,18 @@ def mbpp_problems(rows: list[Row]) -> list[Problem]:
     Raises:
         SourceError: A row lacks a field.
     """
-    numbered = [(int(field_of(row, ["task_id"], "mbpp", number)), row) for number, row in enumerate(rows, start=1)]
-    wanted = [(name, row) for name, row in numbered if name in _MBPP_TEST_IDS] or numbered
+    numbered = [(_mbpp_id(row, number), number, row) for number, row in enumerate(rows, start=1)]
+    wanted = [one for one in numbered if one[0] in _MBPP_TEST_IDS] or numbered
     problems = []
-    for number, (name, row) in enumerate(wanted, start=1):
-        text = str(field_of(row, ["text", "prompt"], "mbpp", number)).strip()
-        tests = [str(test) for test in field_of(row, ["test_list"], "mbpp", number)]
-        setup = (
-            "\n".join([*map(str, row.get("test_imports") or []), str(row.get("test_setup_code") or "")]).strip() + "\n"
-        )
+    for name, number, row in wanted:
+        text = text_of(row, ["text", "prompt"], "mbpp", number).strip()
+        tests = texts_of(row, ["test_list"], "mbpp", number)
+        imports = texts_of(row, ["test_imports"], "mbpp", number) if row.get("test_imports") else []
+        begin = text_of(row, ["test_setup_code"], "mbpp", number) if row.get("test_setup_code") else ""
+        setup = "\n".join([*imports, begin]).strip() + "\n"
         joined = "\n".join(tests)
-        functions = _functions(joined, setup, str(row.get("code") or ""))
+        code = text_of(row, ["code"], "mbpp", number) if row.get("code") else ""
+        functions = _functions(joined, setup, code)
         modules = [name for name in functions if name in sys.stdlib_module_names]
         setup = "".join(f"import {name}\n" for name in modules) + setup
         problems.append(
@@ -154,6 +155,15 @@ def parses(program: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
+
+
+def _mbpp_id(row: Row, number: int) -> int:
+    value = field_of(row, ["task_id"], "mbpp", number)
+    if not str(value).isdecimal():
+        raise SourceError(
+            f"row {number} of the data of task mbpp has the task_id {value!r}, which is no number; get it again"
+        )
+    return int(value)
 
 
 def _functions(tests: str, setup: str, reference: str) -> list[str]:

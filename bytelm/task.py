@@ -1,6 +1,6 @@
 """What a task is given and what it gives back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -76,3 +76,21 @@ class Result:
 def share(value: float | None) -> str:
     """A share for people: three decimals, a dash where there is none."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def longer_than(context_bytes: int, texts: Iterable[bytes]) -> int:
+    """How many texts do not fit into a window behind the end-of-document id before them.
+
+    Example:
+        >>> longer_than(4, [b"abc", b"abcd"])
+        1
+    """
+    return sum(1 + len(text) > context_bytes for text in texts)
+
+
+def cut_prompts(count: int, context_bytes: int) -> tuple[str, ...]:
+    """What to tell people about prompts that the decoder cuts: a line, or nothing where there are none."""
+    if not count:
+        return ()
+    read = context_bytes // 2
+    return (f"{count} prompts are longer than the window of {context_bytes} bytes: the last {read} bytes are read",)

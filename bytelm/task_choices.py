@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from bytelm.errors import SourceError
 from bytelm.likelihood import Likelihood, likelihoods
-from bytelm.task import Request, Result
-from bytelm.task_data import DataSet, Row, drawn, field_of, read_rows
+from bytelm.scoring import default_stride
+from bytelm.task import Request, Result, longer_than
+from bytelm.task_data import DataSet, Row, drawn, field_of, read_rows, text_of, texts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ def lambada(request: Request) -> Result:
         f"lambada: accuracy {facts['accuracy']:.4f} ± {facts['standard_error']:.4f} over {len(passages):,} passages, "
         f"{facts['bits_per_byte_of_the_word']:.3f} bits per byte of the word"
     )
-    return Result(facts=facts, lines=(line,), samples=tuple(samples))
+    return Result(facts=facts, lines=(line, *_told(request, facts)), samples=tuple(samples))
 
 
 def question_of(row: Row, name: str, number: int) -> Question:
@@ -139,32 +140,22 @@ def question_of(row: Row, name: str, number: int) -> Question:
     """
     if "endings" in row:  # HellaSwag
         before, after = _hellaswag_text(row, name, number)
-        return _question(
-            before, [f" {one}" for one in after], _index(row, ["label", "gold"], name, number), name, number
-        )
+        return _question(before, after, _index(row, ["label", "gold"], name, number), name, number)
     if "sol1" in row:  # PIQA
-        before = f"Question: {field_of(row, ['goal'], name, number)}\nAnswer:"
-        label = _index(row, ["label", "gold"], name, number)
-        return _question(before, [f" {row['sol1']}", f" {field_of(row, ['sol2'], name, number)}"], label, name, number)
-    asked = field_of(row, ["query", "question"], name, number)
-    options: Any = row.get("choices")
+        before = f"Question: {text_of(row, ['goal'], name, number)}\nAnswer:"
+        texts = [text_of(row, [field], name, number) for field in ("sol1", "sol2")]
+        return _question(before, texts, _index(row, ["label", "gold"], name, number), name, number)
+    asked: Any = field_of(row, ["query", "question"], name, number)
     if isinstance(asked, dict):  # ARC as its authors give it
-        options, asked = asked.get("choices"), asked.get("stem")
-    if isinstance(options, dict):  # and as the hub does
-        options = [
-            {"text": text, "label": label} for text, label in zip(options["text"], options["label"], strict=True)
-        ]
-    if not isinstance(options, list) or not options:
-        field_of({name: row[name] for name in row if name != "choices"}, ["choices"], name, number)
-    texts = [option["text"] if isinstance(option, dict) else option for option in options]
+        row = {**row, "choices": asked.get("choices"), "question": asked.get("stem")}
+    texts, labels = _options(row, name, number)
     if "answerKey" in row:
-        labels = [option["label"] for option in options]
         right = labels.index(row["answerKey"]) if row["answerKey"] in labels else -1
     else:
         right = _index(row, ["gold", "label"], name, number)
-    asked = str(asked).rstrip("\n")
+    asked = text_of(row, ["query", "question"], name, number).rstrip("\n")
     before = asked if asked.startswith("Question:") else f"Question: {asked}"
-    return _question(f"{before}\nAnswer:", [f" {text}" for text in texts], right, name, number)
+    return _question(f"{before}\nAnswer:", texts, right, name, number)
 
 
 def passage_of(row: Row, number: int) -> tuple[str, str]:
@@ -174,8 +165,11 @@ def passage_of(row: Row, number: int) -> tuple[str, str]:
         SourceError: The row holds no passage.
     """
     if "context" in row:
-        return str(row["context"]), " " + str(field_of(row, ["continuation"], "lambada", number)).strip()
-    before, space, word = str(field_of(row, ["text"], "lambada", number)).rstrip().rpartition(" ")
+        word = text_of(row, ["continuation"], "lambada", number).strip()
+        if word:
+            return text_of(row, ["context"], "lambada", number), f" {word}"
+        raise SourceError(f"row {number} of the data of task lambada has no last word; give data of this task")
+    before, space, word = text_of(row, ["text"], "lambada", number).rstrip().rpartition(" ")
     if not space:
         raise SourceError(f"row {number} of the data of task lambada is one word alone; give data of this task")
     return before, f" {word}"
@@ -184,22 +178,36 @@ def passage_of(row: Row, number: int) -> tuple[str, str]:
 def _question(before: str, texts: list[str], right: int, name: str, number: int) -> Question:
     if not 0 <= right < len(texts):
         raise SourceError(f"row {number} of the data of task {name} does not say which of its choices is right")
-    return Question(before=before, choices=tuple(texts), right=right)
+    return Question(before=before, choices=tuple(f" {text}" for text in texts), right=right)
+
+
+def _options(row: Row, name: str, number: int) -> tuple[list[str], list[Any]]:
+    """Texts and labels of the choices of a row: texts, pairs of text and label, or lists of both."""
+    found = field_of(row, ["choices"], name, number)
+    if isinstance(found, dict):  # as the hub gives them
+        texts, labels = texts_of(found, ["text"], name, number), field_of(found, ["label"], name, number)
+    elif isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
+        texts = [text_of(one, ["text"], name, number) for one in found]
+        labels = [one.get("label") for one in found]
+    else:
+        texts, labels = texts_of(row, ["choices"], name, number), []
+    return texts, labels if isinstance(labels, list) else []
 
 
 def _index(row: Row, names: list[str], task: str, number: int) -> int:
     value = str(field_of(row, names, task, number))
-    return int(value) if value.isdigit() else -1
+    return int(value) if value.isdecimal() else -1
 
 
 def _hellaswag_text(row: Row, name: str, number: int) -> tuple[str, list[str]]:
     """Context and endings; marks of headings and brackets of the WikiHow part are taken out."""
     if "ctx_a" in row and "activity_label" in row:
         second = str(row.get("ctx_b") or "")
-        context = f"{row['activity_label']}: {row['ctx_a']} {second[:1].upper()}{second[1:].lower()}"
+        label, first = (text_of(row, [field], name, number) for field in ("activity_label", "ctx_a"))
+        context = f"{label}: {first} {second[:1].upper()}{second[1:].lower()}"
     else:
-        context = str(field_of(row, ["ctx"], name, number))
-    return _without_marks(context), [_without_marks(str(one)) for one in row["endings"]]
+        context = text_of(row, ["ctx"], name, number)
+    return _without_marks(context), [_without_marks(one) for one in texts_of(row, ["endings"], name, number)]
 
 
 def _without_marks(text: str) -> str:
@@ -214,9 +222,7 @@ def _scored(request: Request, pairs: list[tuple[bytes, bytes]]) -> list[Likeliho
         done += count
         request.progress(min(done, len(pairs)), len(pairs))
 
-    model = request.model
-    context = request.context_bytes or model.context_bytes
-    return likelihoods(model.model, pairs, context_bytes=context, after_batch=after_batch)
+    return likelihoods(request.model.model, pairs, context_bytes=_context(request), after_batch=after_batch)
 
 
 def _accuracy(name: str, request: Request, samples: list[dict[str, Any]]) -> Result:
@@ -236,13 +242,26 @@ def _accuracy(name: str, request: Request, samples: list[dict[str, Any]]) -> Res
         f"{name}: accuracy {plain:.4f} ± {facts['standard_error']:.4f}, by byte {by_byte:.4f}, chance {chance:.4f}, "
         f"over {count:,} questions"
     )
-    return Result(facts=facts, lines=(line,), samples=tuple(samples))
+    return Result(facts=facts, lines=(line, *_told(request, facts)), samples=tuple(samples))
 
 
 def _cut(request: Request, texts: list[str]) -> dict[str, int]:
     """How many examples do not fit into the window."""
-    context = request.context_bytes or request.model.context_bytes
-    return {"longer_than_the_window": sum(1 + len(text.encode()) > context for text in texts)}
+    return {"longer_than_the_window": longer_than(_context(request), (text.encode() for text in texts))}
+
+
+def _told(request: Request, facts: dict[str, Any]) -> tuple[str, ...]:
+    if not facts["longer_than_the_window"]:
+        return ()
+    context = _context(request)
+    return (
+        f"{facts['longer_than_the_window']:,} of these are longer than the window of {context} bytes: there a byte is "
+        f"scored with the {context - default_stride(context)} before it at least, not with all of them",
+    )
+
+
+def _context(request: Request) -> int:
+    return request.context_bytes or request.model.context_bytes
 
 
 def _standard_error(accuracy: float, count: int) -> float:

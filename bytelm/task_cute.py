@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bytelm.errors import SourceError
-from bytelm.task import Request, Result
+from bytelm.task import Request, Result, cut_prompts, longer_than
 from bytelm.task_data import Row, drawn, field_of, read_file
 
 _SHOTS: Final = 4
@@ -48,16 +48,25 @@ def cute(request: Request) -> Result:
     tables = _tables(request.data)
     by_kind: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
+    cut = 0
     for done, (kind, place) in enumerate(tables.items()):
         request.progress(done, len(tables))
-        found = _ask(request, kind, read_file(place))
+        found, too_long = _ask(request, kind, read_file(place))
+        cut += too_long
         by_kind[kind] = sum(sample["right"] for sample in found) / len(found)
         samples += found
     mean = sum(by_kind.values()) / len(by_kind)
     line = f"cute: {mean:.4f} right over {len(by_kind)} kinds and {len(samples):,} questions"
     kinds = "; ".join(f"{kind} {share:.3f}" for kind, share in by_kind.items())
-    facts = {"accuracy": mean, "examples": len(samples), "by_kind": by_kind, "shots": _SHOTS}
-    return Result(facts=facts, lines=(line, kinds), samples=tuple(samples))
+    facts = {
+        "accuracy": mean,
+        "examples": len(samples),
+        "by_kind": by_kind,
+        "shots": _SHOTS,
+        "prompts_longer_than_the_window": cut,
+    }
+    lines = (line, kinds, *cut_prompts(cut, request.model.context_bytes))
+    return Result(facts=facts, lines=lines, samples=tuple(samples))
 
 
 def question(kind: str, row: Row, number: int) -> tuple[str, str]:
@@ -96,7 +105,8 @@ def _tables(data: Path | None) -> dict[str, Path]:
     return found
 
 
-def _ask(request: Request, kind: str, rows: list[Row]) -> list[dict[str, Any]]:
+def _ask(request: Request, kind: str, rows: list[Row]) -> tuple[list[dict[str, Any]], int]:
+    """What was asked and said, and how many prompts were longer than the window."""
     pairs = [question(kind, row, number) for number, row in enumerate(rows, start=1)]
     shots = random.Random(f"{request.seed} {kind}").sample(range(len(pairs)), min(_SHOTS, len(pairs) - 1))
     shown = "".join(f"{asked}\n{answer}\n\n" for asked, answer in (pairs[place] for place in shots))
@@ -107,4 +117,5 @@ def _ask(request: Request, kind: str, rows: list[Row]) -> list[dict[str, Any]]:
         found = request.model.generate(f"{shown}{asked}\n", max_bytes=longest + _SPARE_BYTES, stop="\n")
         said = found.data.decode("utf-8", "backslashreplace").strip()
         samples.append({"kind": kind, "question": asked, "answer": answer, "said": said, "right": said == answer})
-    return samples
+    prompts = (f"{shown}{asked}\n".encode() for asked, _ in rest)
+    return samples, longer_than(request.model.context_bytes, prompts)

@@ -1,9 +1,9 @@
 """Examples of tasks: rows of a local file, or of the Hugging Face hub where none is given."""
 
-import bz2
 import csv
-import gzip
+import io
 import json
+import os
 import random
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import zstandard
-
+from bytelm.data.compression import COMPRESSIONS, MAGIC_BYTES, decompress, fits
 from bytelm.errors import SourceError
 
 Row = dict[str, Any]
@@ -63,7 +62,7 @@ def read_rows(source: DataSet, data: Path | None, task: str) -> list[Row]:
 def read_file(place: Path) -> list[Row]:
     """Rows of a file: lines of JSON, a JSON list, a table with a header, or groups of six lines as HellaSwag has them.
 
-    Packed by gzip, bzip2 or zstd if its name ends so.
+    Packed by gzip, bzip2, xz or zstd if its name ends so.
 
     Raises:
         SourceError: It cannot be read or is damaged.
@@ -72,20 +71,24 @@ def read_file(place: Path) -> list[Row]:
         content = place.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {place}: {error.strerror}; give a file that exists") from error
-    unpack = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".zst": _unzstd}.get(place.suffix)
-    name = place.stem if unpack else place.name
+    packed = place.suffix.removeprefix(".")
+    name = place.stem if packed in COMPRESSIONS else place.name
+    if packed in COMPRESSIONS:
+        if not fits(packed, content[:MAGIC_BYTES]):
+            raise SourceError(
+                f"{place} is damaged: it does not begin as .{packed} does; get it again", reason="damaged"
+            )
+        content = b"".join(decompress(packed, iter([content]), os.fsencode(place)))
     try:
-        text = (unpack(content) if unpack else content).decode("utf-8")
-    except (OSError, EOFError, ValueError, zstandard.ZstdError) as error:
+        text = content.decode("utf-8")
+    except ValueError as error:
         raise SourceError(f"{place} is damaged: {error}; get it again", reason="damaged") from error
     if name.endswith(".txt"):
         return _hellaswag_rows(text, place)
     if name.endswith((".tsv", ".csv")):
-        return list(
-            csv.DictReader(text.splitlines(), delimiter="\t" if name.endswith(".tsv") else ",", quoting=csv.QUOTE_NONE)
-        )
+        return _objects(_table(text, "\t" if name.endswith(".tsv") else ",", place), place)
     if text.lstrip().startswith("["):
-        return _objects([_json(text, place, 1)] if not text.strip() else _json(text, place, 1), place)
+        return _objects(_json(text, place, 1), place)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     return _objects([_json(line, place, number) for number, line in lines], place)
 
@@ -106,6 +109,27 @@ def field_of(row: Row, names: Sequence[str], task: str, number: int) -> Any:
     )
 
 
+def text_of(row: Row, names: Sequence[str], task: str, number: int) -> str:
+    """The first field of a row that is there, which must be text.
+
+    Raises:
+        SourceError: None is, or it is something else.
+    """
+    return _as_text(field_of(row, names, task, number), names, task, number)
+
+
+def texts_of(row: Row, names: Sequence[str], task: str, number: int) -> list[str]:
+    """The first field of a row that is there, which must be a list of texts, one at least.
+
+    Raises:
+        SourceError: None is, or it is something else.
+    """
+    values = field_of(row, names, task, number)
+    if not isinstance(values, list) or not values:
+        raise _wrong(values, "a list of texts", names, task, number)
+    return [_as_text(value, names, task, number) for value in values]
+
+
 def drawn(examples: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
     """Some examples, drawn without repetition, in their order; all where there is no limit.
 
@@ -118,14 +142,31 @@ def drawn(examples: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
     return [examples[place] for place in sorted(random.Random(seed).sample(range(len(examples)), limit))]
 
 
-def _unzstd(content: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(content)
+def _as_text(value: Any, names: Sequence[str], task: str, number: int) -> str:
+    if not isinstance(value, str):
+        raise _wrong(value, "text", names, task, number)
+    return value
+
+
+def _wrong(value: Any, wanted: str, names: Sequence[str], task: str, number: int) -> SourceError:
+    return SourceError(
+        f"row {number} of the data of task {task} should have {wanted} in {' or '.join(map(repr, names))}, found "
+        f"{json.dumps(value, ensure_ascii=False)[:60]}; give data of this task",
+        reason="damaged",
+    )
+
+
+def _table(text: str, delimiter: str, place: Path) -> list[Row]:
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
+    except csv.Error as error:
+        raise SourceError(f"{place} is damaged: it is no table ({error}); get it again", reason="damaged") from error
 
 
 def _json(text: str, place: Path, line: int) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(
             f"{place} is damaged: line {line} is no JSON ({error}); get it again", reason="damaged"
         ) from error

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from bytelm import sandbox
-from bytelm.errors import StorageError
+from bytelm.errors import SourceError, StorageError
 from bytelm.files import refusals_named
 from bytelm.programs import PROGRAM_TASKS, Problem, parses, pass_at_k
-from bytelm.task import Request, Result
+from bytelm.task import Request, Result, cut_prompts, longer_than
 from bytelm.task_data import drawn, read_rows
 
 _MAX_BYTES: Final = 1024
 _SIDE_BY_SIDE: Final = 8
+_WRITTEN: Final = {"problem", "temperature", "sample", "parses", "finish_reason", "bytes", "steps"}
 _Key = tuple[str, float, int]
 
 
@@ -39,7 +40,7 @@ def programs(task: str, request: Request) -> Result:
     """Write programs, and run them where that is asked for.
 
     Raises:
-        SourceError: The data cannot be had.
+        SourceError: The data cannot be had, or what was written before is damaged.
         ConfigError: Programs are to be run, and this system does not isolate them.
     """
     kind = PROGRAM_TASKS[task]
@@ -124,7 +125,7 @@ def _judge(problem: Problem, record: dict[str, Any]) -> dict[str, Any]:
 def _summary(task: str, request: Request, problems: list[Problem], records: dict[_Key, dict[str, Any]]) -> Result:
     n = request.samples
     slots = request.model.context_bytes
-    cut = sum(1 + len(problem.prompt.encode()) > slots for problem in problems)
+    cut = longer_than(slots, (problem.prompt.encode() for problem in problems))
     facts: dict[str, Any] = {
         "problems": len(problems),
         "programs": n,
@@ -135,8 +136,7 @@ def _summary(task: str, request: Request, problems: list[Problem], records: dict
         "prompts_longer_than_the_window": cut,
     }
     lines = [f"{task}: {n} programs for each of {len(problems)} problems; {facts['parses']:.1%} are Python"]
-    if cut:
-        lines.append(f"{cut} prompts are longer than the window of {slots} bytes: the last {slots // 2} bytes are read")
+    lines += cut_prompts(cut, slots)
     if request.run_code:
         facts["pass_at"] = []
         for k, temperature in request.pass_at:
@@ -193,8 +193,19 @@ class _Kept:
         if len(whole) < len(content):
             with place.open("r+b") as file:
                 file.truncate(len(whole))
-        for line in whole.splitlines():
-            yield json.loads(line)
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            sound = isinstance(record, dict) and record.keys() >= _WRITTEN
+            sound = sound and ("completion" in record or not record["parses"])
+            if not sound:
+                raise SourceError(
+                    f"{place} is damaged: line {number} is no program that was written; delete the line, or the file",
+                    reason="damaged",
+                )
+            yield record
 
 
 def _key(record: dict[str, Any]) -> _Key:

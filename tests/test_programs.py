@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -72,7 +73,28 @@ def test_of_mbpp_the_test_split_is_taken_where_it_is_there() -> None:
     assert len(mbpp_problems(others)) == 3
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("task_id", "eleven", "row 1 of the data of task mbpp has the task_id 'eleven', which is no number"),
+        ("task_id", True, "which is no number"),
+        ("text", 5, "should have text in 'text' or 'prompt', found 5"),
+        ("test_list", "assert add(1, 2) == 3", "should have a list of texts in 'test_list', found \"assert"),
+        ("test_list", [], "should have a list of texts"),
+        ("test_list", [None], "found null"),
+        ("test_setup_code", ["import math"], "should have text in 'test_setup_code'"),
+        ("test_imports", "import math", "should have a list of texts in 'test_imports'"),
+        ("code", 3, "should have text in 'code'"),
+    ],
+)
+def test_damaged_rows_of_mbpp_are_one_line(field: str, value: object, message: str) -> None:
+    with pytest.raises(SourceError, match=re.escape(message)):
+        mbpp_problems([{**ORIGINAL, field: value}])
+
+
 def test_rows_of_another_task_are_refused() -> None:
+    with pytest.raises(SourceError, match="should have text in 'test', found 1"):
+        humaneval_problems([{**HUMANEVAL, "test": 1}])
     with pytest.raises(
         SourceError, match="row 2 of the data of task humaneval has no field 'entry_point', only 'prompt'"
     ):

@@ -97,6 +97,14 @@ def test_all_forms_of_a_question_are_read(name: str, row: dict[str, Any], expect
         ({"query": "?", "choices": ["a"], "gold": "b"}, "does not say which"),
         ({"goal": "?", "sol1": "a", "sol2": "b", "label": -1}, "does not say which"),
         ({"ctx": "?", "endings": ["a"]}, "has no field 'label' or 'gold'"),
+        ({"ctx": "?", "endings": "ab", "label": 0}, "should have a list of texts in 'endings'"),
+        ({"goal": 1, "sol1": "a", "sol2": "b", "label": 0}, "should have text in 'goal', found 1"),
+        ({"query": "?", "choices": [["a"], "b"], "gold": 0}, "should have text in 'choices'"),
+        ({"query": "?", "choices": [{"label": "A"}], "gold": 0}, "has no field 'text'"),
+        ({"query": "?", "choices": {"label": ["A"]}, "answerKey": "A"}, "has no field 'text'"),
+        ({"query": "?", "choices": {"text": ["a"], "label": "A"}, "answerKey": "A"}, "does not say which"),
+        ({"question": {"stem": "?"}, "answerKey": "A"}, "has no field 'choices'"),
+        ({"query": "?", "choices": 5, "gold": 0}, "should have a list of texts in 'choices', found 5"),
     ],
 )
 def test_rows_without_a_question_are_refused(row: dict[str, Any], message: str) -> None:
@@ -119,7 +127,7 @@ def test_the_likeliest_choice_is_chosen_as_a_whole_and_by_byte(model: LanguageMo
     right = sum(sample["chosen"] == sample["right"] for sample in found.samples)
     assert found.facts["accuracy"] == right / 2
     assert found.facts["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert found.facts["longer_than_the_window"] == 0
+    assert (found.facts["longer_than_the_window"], len(found.lines)) == (0, 1)
 
 
 def test_choices_are_the_sets_that_are_there(model: LanguageModel, tmp_path: Path) -> None:
@@ -135,6 +143,8 @@ def test_choices_are_the_sets_that_are_there(model: LanguageModel, tmp_path: Pat
 def test_the_last_word_is_right_if_it_is_what_would_be_written(model: LanguageModel, tmp_path: Path) -> None:
     assert passage_of({"text": "She said it was fine \n"}, 1) == ("She said it was", " fine")
     assert passage_of({"context": "It was", "continuation": "fine"}, 1) == ("It was", " fine")
+    with pytest.raises(SourceError, match="no last word"):
+        passage_of({"context": "It was", "continuation": " "}, 1)
     with pytest.raises(SourceError, match="one word alone"):
         passage_of({"text": "fine"}, 1)
     rows = [{"text": "She said it was fine"}, {"text": "x" * 400 + " fine"}]
@@ -143,6 +153,9 @@ def test_the_last_word_is_right_if_it_is_what_would_be_written(model: LanguageMo
     nats = model.score("She said it was", " fine").sum()
     assert found.samples[0]["nats"] == pytest.approx(nats, rel=1e-4)
     assert found.facts["longer_than_the_window"] == 1
+    assert found.lines[1].startswith(
+        "1 of these are longer than the window of 256 bytes: there a byte is scored with the 128"
+    )
     total = -sum(sample["nats"] for sample in found.samples)
     assert found.facts["bits_per_byte_of_the_word"] == pytest.approx(total / math.log(2) / 10)
     assert found.facts["accuracy"] == sum(sample["right"] for sample in found.samples) / 2
@@ -166,6 +179,13 @@ def test_cute_asks_what_its_tables_hold(model: LanguageModel, tmp_path: Path) ->
     assert found.facts["by_kind"] == {"spell": 0.0, "del_char": 0.0}
     assert [sample["kind"] for sample in found.samples] == ["spell"] * 3 + ["del_char"]
     assert found == cute(request(model, tmp_path, limit=3))
+    assert found.facts["prompts_longer_than_the_window"] == 0
+    long = "input1\tlabel\n" + "".join(f"{'w' * 90}{n}\tw {n}\n" for n in range(9))
+    (folder / "spell.tsv").write_text(long)
+    assert (
+        "3 prompts are longer than the window of 256 bytes: the last 128 bytes are read"
+        in cute(request(model, tmp_path, limit=3)).lines
+    )
     (folder / "spell.tsv").write_text("input1\nthe\nan\n")
     with pytest.raises(SourceError, match="no field 'label'"):
         cute(request(model, folder / "spell.tsv"))

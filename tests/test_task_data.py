@@ -1,13 +1,15 @@
 import bz2
 import gzip
 import json
+import lzma
+import re
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from bytelm.errors import SourceError
-from bytelm.task_data import DataSet, drawn, field_of, read_file, read_rows
+from bytelm.task_data import DataSet, drawn, field_of, read_file, read_rows, text_of, texts_of
 
 ROWS = [{"a": 1}, {"a": "zwei"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -21,6 +23,8 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
         ("x.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("x.jsonl.bz2", bz2.compress(LINES)),
         ("x.jsonl.zst", zstandard.compress(LINES)),
+        ("x.jsonl.zst", zstandard.compress(LINES[:9]) + zstandard.compress(LINES[9:])),
+        ("x.jsonl.xz", lzma.compress(LINES)),
         ("x.json", json.dumps(ROWS, indent=1).encode()),
     ],
 )
@@ -32,8 +36,15 @@ def test_rows_of_json_come_back_however_they_are_packed(tmp_path: Path, name: st
 def test_tables_and_the_text_of_hellaswag_are_rows_too(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text('input1\tlabel\nthe\tt h e\n"\ta "b\n')
     assert read_file(tmp_path / "x.tsv") == [{"input1": "the", "label": "t h e"}, {"input1": '"', "label": 'a "b'}]
+    (tmp_path / "lines.tsv").write_bytes("input1\tlabel\r\na\u2028b\tc\x0bd\r\n".encode())  # these end no line
+    assert read_file(tmp_path / "lines.tsv") == [{"input1": "a\u2028b", "label": "c\x0bd"}]
     (tmp_path / "h.txt").write_text("A man sits. he\n3\na\nb\nc\nd\n")
     assert read_file(tmp_path / "h.txt") == [{"ctx": "A man sits. he", "label": 3, "endings": ["a", "b", "c", "d"]}]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes((content[middle] ^ 0xFF,)) + content[middle + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +58,13 @@ def test_tables_and_the_text_of_hellaswag_are_rows_too(tmp_path: Path) -> None:
         ("x.jsonl.gz", gzip.compress(LINES, mtime=0)[:-4], "is damaged"),
         ("x.jsonl.gz", b"no gzip", "is damaged"),
         ("x.jsonl.bz2", b"no bzip2", "is damaged"),
+        ("x.jsonl.gz", flipped(gzip.compress(LINES * 50, mtime=0)), "is damaged"),
+        ("x.jsonl.bz2", bz2.compress(LINES)[:-4], "is damaged"),
         ("x.jsonl.zst", b"no zstd", "is damaged"),
+        ("x.jsonl.zst", zstandard.compress(LINES)[:-1], "is damaged"),
+        ("x.jsonl", b"[" * 100_000, "is no JSON"),
+        ("x.tsv", b"input1\tlabel\n", "holds no example"),
+        ("x.tsv", b"input1\tlabel\n" + b"a" * 200_000, "is no table"),
         ("h.txt", b"a\n1\nb\n", "is not what HellaSwag's text is"),
     ],
 )
@@ -85,6 +102,20 @@ def test_a_field_that_is_missing_is_named_with_those_that_are_there() -> None:
     assert field_of({"b": 2}, ["a", "b"], "example", 1) == 2
     with pytest.raises(SourceError, match="row 3 of the data of task example has no field 'a', only 'b', 'c'"):
         field_of({"b": 2, "c": 3}, ["a"], "example", 3)
+
+
+def test_what_is_no_text_is_named_with_what_was_found() -> None:
+    row = {"a": "x", "b": 7, "c": [], "d": ["y", None], "e": ["y"]}
+    assert text_of(row, ["a"], "example", 1) == "x"
+    assert texts_of(row, ["missing", "e"], "example", 1) == ["y"]
+    for read, name, message in (
+        (text_of, "b", "row 2 of the data of task example should have text in 'b', found 7"),
+        (texts_of, "a", "should have a list of texts in 'a', found \"x\""),
+        (texts_of, "c", "should have a list of texts in 'c', found []"),
+        (texts_of, "d", "should have text in 'd', found null"),
+    ):
+        with pytest.raises(SourceError, match=re.escape(message)):
+            read(row, [name], "example", 2)
 
 
 def test_a_limit_draws_the_same_examples_for_a_seed() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from bytelm.api import LanguageModel
 from bytelm.config import RunConfig
-from bytelm.errors import ConfigError
+from bytelm.errors import ConfigError, SourceError
 from bytelm.model import ByteLM
 from bytelm.sandbox import require
 from bytelm.task import Request
@@ -96,6 +96,18 @@ def test_other_settings_do_not_go_on_with_these_programs(model: LanguageModel, d
     humaneval(request(model, data, seed=1))
     humaneval(request(model, data, max_bytes=4))
     assert len(list((data / "eval").glob("*.programs.jsonl"))) == 3
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[]", '{"problem": "Example/0"}'])
+def test_a_damaged_line_of_what_was_written_is_named(model: LanguageModel, data: Path, line: str) -> None:
+    humaneval(request(model, data))
+    (kept,) = (data / "eval").glob("*.programs.jsonl")
+    lines = kept.read_text().splitlines()
+    kept.write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
+    with pytest.raises(SourceError, match=r"programs.jsonl is damaged: line 2 is no program"):
+        humaneval(request(model, data))
+    kept.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    assert len(humaneval(request(model, data)).samples) == len(lines)
 
 
 def test_programs_are_judged_later_without_being_written_again(
