@@ -194,18 +194,24 @@ class _Kept:
             with place.open("r+b") as file:
                 file.truncate(len(whole))
         for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            sound = isinstance(record, dict) and record.keys() >= _WRITTEN
-            sound = sound and ("completion" in record or not record["parses"])
-            if not sound:
+            record = _record(line)
+            if record is None:
                 raise SourceError(
                     f"{place} is damaged: line {number} is no program that was written; delete the line, or the file",
                     reason="damaged",
                 )
             yield record
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A record that was written; None for anything else."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not record.keys() >= _WRITTEN:
+        return None
+    return record if "completion" in record or not record["parses"] else None
 
 
 def _key(record: dict[str, Any]) -> _Key:
