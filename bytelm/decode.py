@@ -46,6 +46,7 @@ from bytelm.kv_cache import BUCKET, KVCache
 from bytelm.layers import JoinedPass
 from bytelm.model import ROWS_MULTIPLE, ByteLM
 from bytelm.outlet import Chosen, Outlet
+from bytelm.pairs import PairCorrection
 from bytelm.rejection import probabilities, verify_block
 from bytelm.vocab import BYTES, EOD
 
@@ -68,15 +69,23 @@ class DecodePlan:
         costs: Of a step, for some numbers of bytes before it, ascending.
         calibration: What became of drafts on held-out bytes.
         shared: Whether this very calibration is to go on counting; otherwise each decoding begins with a copy.
+        pairs: Correction of the draft heads by the bytes that were drafted before; None for none.
     """
 
     costs: tuple[tuple[int, StepCost], ...]
     calibration: Calibration
     shared: bool = False
+    pairs: PairCorrection | None = None
 
     def cost_at(self, past: int) -> StepCost:
         """Cost where so many bytes are before a step: that of the nearest number."""
         return min(self.costs, key=lambda one: abs(one[0] - past))[1]
+
+
+def prior_plan(model: ByteLM, pairs: PairCorrection | None = None) -> DecodePlan:
+    """Guesses for a model of which nothing was measured here."""
+    cost = prior_cost(model.embedding.device.type, heads=_share_of_draft_heads(model))
+    return DecodePlan(((0, cost),), Calibration(), pairs=pairs)
 
 
 def generate(
@@ -215,7 +224,9 @@ class _Sequence:
         self.law = request.settings.law(vocabulary.count)
         self.node = self.law.first_node(request.prompt)
         past = request.prompt if vocabulary is BYTES else None
-        self.drafter = Drafter(self.law, request.settings.draft, engine.calibration, past)
+        self.drafter = Drafter(
+            self.law, request.settings.draft, engine.calibration, past, None if past is None else engine.plan.pairs
+        )
         self.ahead: list[int] = []
         self.logits_KV: npt.NDArray[np.float32] | None = None
         # Of rejection sampling, where the noise of a position will not do: a draft that fails is drawn again.
@@ -269,11 +280,7 @@ class _Engine:
         model = self.model
         self.rule = row_rule(model, self.settings)
         self.heads = self.settings.draft in ("adaptive", "heads", "tree") and model.heads.count > 1
-        if self.tuned is None:
-            cost = prior_cost(model.embedding.device.type, heads=_share_of_draft_heads(model))
-            self.plan = DecodePlan(((0, cost),), Calibration(), shared=True)
-        else:
-            self.plan = self.tuned
+        self.plan = prior_plan(model) if self.tuned is None else self.tuned
         known = self.plan.calibration
         self.calibration = known if self.plan.shared else Calibration(dict(known.counts))
         self.cost = self.plan.cost_at(0)

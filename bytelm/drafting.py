@@ -6,6 +6,8 @@ Sources, which combine in one tree of nodes:
     past      what followed the last time (``SuffixIndex``); it goes on where the heads end, behind the K-th byte
     branch    what the trunk itself chose behind a branch that was right: all but certain, see ``decode``
 
+The heads know nothing of each other; a correction by the bytes drafted before (``pairs``) mends most of that.
+
 Each node has a chance: that it is what the trunk chooses, its parent being right. It is estimated from the heads'
 probabilities and the length of the match, and corrected by what became of earlier proposals of the same kind.
 
@@ -31,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.law import Law, Node
+from bytelm.pairs import PairCorrection
 from bytelm.rejection import Probabilities, draft_law, draw
 from bytelm.suffixes import SuffixIndex
 from bytelm.vocab import EOD
@@ -41,6 +44,9 @@ TRUNK: Final = 0
 PAST: Final = -1
 BRANCH: Final = -2
 """Sources of a byte; k >= 1 is head k."""
+
+LEAST_REACH: Final = 0.01
+"""What is reached less often is never worth a row."""
 
 MOST_NODES: Final = 47
 """Nodes of a draft at most: with its first id a pass has 48 rows."""
@@ -193,10 +199,18 @@ class Drafter:
         policy: Who may propose.
         calibration: Shared by all sequences of a run.
         data: Prompt; None where ids are no bytes, and the past is not looked at.
+        pairs: Correction of the heads by the bytes that were drafted before; None for none.
     """
 
-    def __init__(self, law: Law, policy: DraftPolicy, calibration: Calibration, data: bytes | None) -> None:
-        self._law, self._policy, self._calibration = law, policy, calibration
+    def __init__(
+        self,
+        law: Law,
+        policy: DraftPolicy,
+        calibration: Calibration,
+        data: bytes | None,
+        pairs: PairCorrection | None = None,
+    ) -> None:
+        self._law, self._policy, self._calibration, self._pairs = law, policy, calibration, pairs
         # A draft of the highest byte is right more often than one of a drawn byte: they are counted apart.
         self._rule = "" if law.sampler.greedy else "drawn "
         self._past = SuffixIndex(data) if data is not None and policy in ("adaptive", "ngram") else None
@@ -242,7 +256,7 @@ class Drafter:
             found.append(Candidate(len(found) - 1, identifier, BRANCH, chance, kind, reach))
             node = node.after(identifier)
         sides: list[Candidate] = []
-        heads = _Heads(self._law, logits_KV, node)
+        heads, begin = _Heads(self._law, logits_KV, node, self._pairs), node
         said, length = b"", 0  # what followed the last time, and after how many equal bytes
         drafted = b"".join(_byte(candidate.identifier) for candidate in found)
         for depth in range(limit - len(found)):
@@ -257,14 +271,14 @@ class Drafter:
             candidate, side = self._choose(head, guess, depth, node, len(found) - 1, reach)
             if side is not None:
                 sides.append(side)
-            if candidate is None:
+            if candidate is None or (self._policy == "adaptive" and candidate.reach < LEAST_REACH):
                 break
             said, length = (said[1:] if said[:1] == _byte(candidate.identifier) else b""), length + 1
             reach = candidate.reach
             found.append(candidate)
             drafted += _byte(candidate.identifier)
             node = node.after(candidate.identifier)
-        return self._with_sides(found, sides, heads, len(ahead))
+        return self._with_sides(found, sides, heads, begin.recent, len(ahead))
 
     def drawn(
         self, logits_KV: npt.NDArray[np.float32] | None, node: Node, limit: int, random: np.random.Generator
@@ -280,7 +294,9 @@ class Drafter:
         found: list[Candidate] = []
         reach = 1.0
         for depth, logits_V in enumerate([] if logits_KV is None else logits_KV[: max(0, limit)]):
-            law_V = draft_law(self._law, logits_V, node)
+            pairs = self._pairs
+            own_V = logits_V if pairs is None else pairs.corrected(depth, logits_V, node.recent)
+            law_V = draft_law(self._law, own_V, node)
             if law_V is None:
                 break
             kind = f"rejection {min(depth, 8)}"
@@ -342,15 +358,18 @@ class Drafter:
         return Candidate(parent, identifier, depth + 1, chance, kind, reach * chance)
 
     def _with_sides(
-        self, found: list[Candidate], sides: list[Candidate], heads: "_Heads", ahead: int
+        self, found: list[Candidate], sides: list[Candidate], heads: "_Heads", recent: bytes, ahead: int
     ) -> list[Candidate]:
         """Branches behind the chain, each with the next head's best byte behind it."""
         if self._policy not in ("adaptive", "tree") or self._law.constrained:
             return found
         for side in sides:
+            if side.reach < LEAST_REACH and self._policy == "adaptive":
+                continue
+            before = _byte(found[side.parent].identifier) if side.parent >= 0 else recent[-1:]
             found.append(side)
             depth = side.parent + 2 - ahead  # of the byte behind the branch
-            best = heads.best(depth)
+            best = heads.best(depth, before + _byte(side.identifier))
             if best is not None and best[0] != EOD:
                 kind = f"{self._rule}behind {min(depth, 8)}"
                 chance = self._calibration.share(kind, 0.8 * best[1])
@@ -386,12 +405,14 @@ class Drafter:
 class _Heads:
     """The heads' laws at the nodes that they predict."""
 
-    def __init__(self, law: Law, logits_KV: npt.NDArray[np.float32] | None, node: Node) -> None:
+    def __init__(
+        self, law: Law, logits_KV: npt.NDArray[np.float32] | None, node: Node, pairs: PairCorrection | None
+    ) -> None:
         if logits_KV is not None and not np.isfinite(logits_KV).all():
             logits_KV = None  # heads that have diverged cost speed, not the output
-        self._law, self._logits_KV = law, logits_KV
+        self._law, self._logits_KV, self._pairs, self._position = law, logits_KV, pairs, node.position
         self._log_law_KV: npt.NDArray[np.floating] | None = None
-        if logits_KV is None or law.constrained or not len(logits_KV):
+        if logits_KV is None or law.constrained or pairs is not None or not len(logits_KV):
             return
         self._log_law_KV, self._score_KV = _views(law, logits_KV, node.position)
 
@@ -401,15 +422,31 @@ class _Heads:
             return None
         if self._log_law_KV is not None:
             return Head(self._log_law_KV[depth], self._score_KV[depth])
-        log_law_1V, score_1V = _views(self._law, self._law.logits(self._logits_KV[depth], node)[None], node.position)
+        logits_V = self._law.logits(self._corrected(depth, node.recent), node)
+        log_law_1V, score_1V = _views(self._law, logits_V[None], node.position)
         return Head(log_law_1V[0], score_1V[0])
 
-    def best(self, depth: int) -> tuple[int, float] | None:
-        """The best byte of head ``depth`` + 1 and its probability; not where each node has a law of its own."""
-        if self._log_law_KV is None or depth >= len(self._log_law_KV):
+    def best(self, depth: int, recent: bytes) -> tuple[int, float] | None:
+        """The best byte of head ``depth`` + 1 and its probability; not where a law is constrained.
+
+        Args:
+            depth: Of the node.
+            recent: Bytes before it, two at least where there are as many.
+        """
+        if self._logits_KV is None or depth >= len(self._logits_KV) or self._law.constrained:
             return None
-        best = int(self._score_KV[depth].argmax())
-        return best, math.exp(self._log_law_KV[depth, best])
+        if self._log_law_KV is not None:
+            log_law_V, score_V = self._log_law_KV[depth], self._score_KV[depth]
+        else:
+            views = _views(self._law, self._corrected(depth, recent)[None], self._position + depth)
+            log_law_V, score_V = views[0][0], views[1][0]
+        best = int(score_V.argmax())
+        return best, math.exp(log_law_V[best])
+
+    def _corrected(self, depth: int, recent: bytes) -> npt.NDArray[np.float32]:
+        assert self._logits_KV is not None
+        logits_V = self._logits_KV[depth]
+        return logits_V if self._pairs is None else self._pairs.corrected(depth, logits_V, recent)
 
 
 def _views(
@@ -449,7 +486,7 @@ def plan(
     for count in range(len(ranked) + 1):
         if count:
             reach, sequence, _ = ranked[count - 1]
-            if counts[sequence] > MOST_NODES or reach < 0.01:
+            if counts[sequence] > MOST_NODES or reach < LEAST_REACH:
                 break
             counts[sequence] += 1
             expected += reach

@@ -1,5 +1,6 @@
 """Measure what drafts cost and what they are worth here, and keep it beside the run: ``decode.json``.
 
+    pairs          a correction of the draft heads by the two bytes before, fitted to held-out bytes (``bytelm.pairs``)
     cost           seconds of a pass by its rows and by the bytes before it, of one more sequence, of the draft heads
     calibration    how often proposals of each kind were right, on held-out bytes, greedy and sampled
     check          bytes per second as predicted from these, against those of another decoding: within 10 %
@@ -11,7 +12,7 @@ for a wrong cost table is worse than a sensible guess. Plans change speed, never
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ import torch
 import xxhash
 
 from bytelm import __version__
-from bytelm.decode import DecodePlan, Request, decode_batch
+from bytelm.decode import DecodePlan, Request, decode_batch, prior_plan
 from bytelm.drafting import Calibration, StepCost
 from bytelm.errors import GenerationError
 from bytelm.files import write_file
@@ -29,11 +30,14 @@ from bytelm.generation import GenerateSettings, Step
 from bytelm.layers import JoinedPass
 from bytelm.machine import processor_name
 from bytelm.model import ROWS_MULTIPLE, ByteLM
+from bytelm.pairs import LEAST_BYTES, PATH_OF_PAIRS, PairCorrection, bytes_of_chain, fit_pairs, read_pairs, write_pairs
 
 PATH_OF_PLAN: Final = "decode.json"
 _FORMAT: Final = 1
 _ROWS: Final = (1, 4, 8, 12, 16, 24, 32, 48)
 _SIDE_BY_SIDE: Final = 4
+_WINDOW_BYTES: Final = 2048
+_JUDGED_WINDOWS: Final = 12
 _SAMPLED_AT: Final = 0.8
 _TRUSTED: Final = 40.0
 """Proposals of a kind that count at most: what the present text shows must be able to say otherwise."""
@@ -82,6 +86,7 @@ def tune(
     context_bytes: int,
     max_bytes: int = 128,
     repeats: int = 15,
+    pairs: PairCorrection | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Tuning:
     """Measure a model on this machine, with the threads that torch has now.
@@ -92,6 +97,7 @@ def tune(
         context_bytes: The window that the model was trained with.
         max_bytes: Bytes to generate for each prompt.
         repeats: Passes that are timed for each number of rows.
+        pairs: Correction of the draft heads, from ``best_pairs``.
         say: Told what is being measured.
 
     Raises:
@@ -105,18 +111,15 @@ def tune(
     say("decoding held-out text to calibrate")
     calibration = Calibration()
     first = [prompt for prompts in kinds.values() for prompt in prompts[::2]]
-    guess = DecodePlan(costs, calibration)
+    guess = DecodePlan(costs, calibration, pairs=pairs)
     plain = _decode(model, first, guess, context_bytes, draft="none", max_bytes=max_bytes)
-    costs = _with_overhead(costs, plain)
-    drafted = _decode(
-        model, first, DecodePlan(costs, calibration), context_bytes, draft="adaptive", max_bytes=max_bytes
-    )
-    costs = _with_heads(costs, drafted)
+    guess = replace(guess, costs=_with_overhead(costs, plain))
+    drafted = _decode(model, first, guess, context_bytes, draft="adaptive", max_bytes=max_bytes)
+    guess = replace(guess, costs=_with_heads(guess.costs, drafted))
     sampled = _decode(
-        model, first, DecodePlan(costs, calibration), context_bytes, draft="adaptive", max_bytes=max_bytes // 2,
-        temperature=_SAMPLED_AT,
-    )  # fmt: skip
-    plan = DecodePlan(costs, _merged(drafted.calibration, sampled.calibration))
+        model, first, guess, context_bytes, draft="adaptive", max_bytes=max_bytes // 2, temperature=_SAMPLED_AT
+    )
+    plan = replace(guess, calibration=_merged(drafted.calibration, sampled.calibration))
     checks = []
     for kind, prompts in kinds.items():
         say(f"checking on {kind}")
@@ -126,6 +129,55 @@ def tune(
             _decode(model, [prompt], plan, context_bytes, within, draft="adaptive", max_bytes=max_bytes)
         checks.append(_checked(kind, without, within, plan))
     return Tuning(plan=plan, checks=tuple(checks), elapsed_s=time.perf_counter() - begin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedPairs:
+    """A correction of the draft heads, and what it is worth on text that it was not fitted to.
+
+    Attributes:
+        pairs: The best there is: the new one, the one before, or None for the heads alone.
+        without: Bytes of a step if all heads are drafted, without a correction.
+        within: With ``pairs``.
+    """
+
+    pairs: PairCorrection | None
+    without: float
+    within: float
+
+
+def best_pairs(
+    model: ByteLM, texts: Mapping[str, bytes], *, context_bytes: int, known: PairCorrection | None = None
+) -> FittedPairs | None:
+    """Fit a correction to four fifths of each text, and keep the best of what there is on the rest.
+
+    Args:
+        model: As ``tune`` takes it.
+        texts: Held-out bytes by kind.
+        context_bytes: Window of the model.
+        known: One that was fitted before, also to other text.
+
+    Returns:
+        None where there is too little text to say, or nothing to correct.
+    """
+    parts = {kind: len(text) * 4 // 5 for kind, text in texts.items()}
+    window = min(context_bytes, _WINDOW_BYTES)
+    judged = [
+        text[place : place + window]
+        for kind, text in texts.items()
+        for place in range(parts[kind], len(text) - 2 * model.heads.count, window)
+    ]
+    if model.heads.count < 2 or not judged or sum(map(len, texts.values())) < LEAST_BYTES:
+        return None
+    new = fit_pairs(model, {kind: text[: parts[kind]] for kind, text in texts.items()}, context_bytes=window)
+    judged = judged[:: -(-len(judged) // _JUDGED_WINDOWS)]
+    without = bytes_of_chain(model, judged, None, context_bytes=window)
+    found = [(without, None)]
+    found += [
+        (bytes_of_chain(model, judged, one, context_bytes=window), one) for one in (known, new) if one is not None
+    ]
+    within, pairs = max(found, key=lambda one: one[0])
+    return FittedPairs(pairs=pairs, without=without, within=within)
 
 
 @torch.inference_mode()
@@ -208,7 +260,7 @@ def _decode(
     done = _Decoded(calibration=Calibration(dict(plan.calibration.counts))) if done is None else done
     for sequence, prompt in enumerate(prompts):
         asked = Request(prompt, GenerateSettings(sequence=sequence, **settings))
-        within = DecodePlan(plan.costs, done.calibration, shared=True)
+        within = replace(plan, calibration=done.calibration, shared=True)
         begin: float | None = None
         past = len(prompt)
         for _, step in decode_batch(model, [asked], context_bytes=context_bytes, slots=1, tuned=within):
@@ -303,7 +355,7 @@ def key_of(model: ByteLM) -> dict[str, str]:
 
 
 def write_plan(folder: Path, plan: DecodePlan, model: ByteLM) -> Path:
-    """Write ``decode.json`` into the folder of a run."""
+    """Write ``decode.json`` into the folder of a run, and the correction of the heads beside it."""
     value = {
         "format": _FORMAT,
         "key": key_of(model),
@@ -315,6 +367,8 @@ def write_plan(folder: Path, plan: DecodePlan, model: ByteLM) -> Path:
     }
     path = folder / PATH_OF_PLAN
     write_file(path, json.dumps(value, indent=1).encode())
+    if plan.pairs is not None:
+        write_pairs(folder, plan.pairs, value["key"]["weights"])
     return path
 
 
@@ -326,14 +380,25 @@ def read_plan(folder: Path, model: ByteLM) -> tuple[DecodePlan | None, str]:
         model: As it is going to decode.
 
     Returns:
-        The plan and "", or None and why a plan that is there is refused ("" where there is none).
+        The plan and "", or None and why a plan that is there is refused ("" where there is none). Where costs are
+        refused and the correction of the heads is not, a plan of guesses with that correction, and why.
     """
-    path = folder / PATH_OF_PLAN
+    if not (folder / PATH_OF_PLAN).is_file() and not (folder / PATH_OF_PAIRS).is_file():
+        return None, ""
+    key = key_of(model)
+    pairs, why_pairs = read_pairs(folder, key["weights"], model.heads.count - 1)
+    plan, why = _read_costs(folder / PATH_OF_PLAN, key)
+    if plan is not None:
+        return replace(plan, pairs=pairs), why_pairs
+    # Pairs belong to the weights alone: they are of use also where the costs are of another machine.
+    return (None if pairs is None else prior_plan(model, pairs)), why or why_pairs
+
+
+def _read_costs(path: Path, key: Mapping[str, str]) -> tuple[DecodePlan | None, str]:
     try:
         value = json.loads(path.read_bytes())
         if value["format"] != _FORMAT:
             return None, f"{path} has format {value['format']}, not {_FORMAT}; run bytelm tune again"
-        key = key_of(model)
         stale = [name for name in key if value["key"].get(name) != key[name]]
         if stale:
             return None, f"{path} was measured with other {', '.join(stale)} and is not used; run bytelm tune again"

@@ -9,9 +9,10 @@ from rich.table import Table
 from bytelm.cli import console
 
 if TYPE_CHECKING:
-    from bytelm.tune import Tuning
+    from bytelm.tune import FittedPairs, Tuning
 
 _PROMPT_BYTES: Final = 192
+_NOISE: Final = "random"
 
 
 def tune(
@@ -20,7 +21,7 @@ def tune(
         list[Path] | None,
         typer.Option("--file", help="Held-out text of one kind; may be repeated. Default: shipped prose and code."),
     ] = None,
-    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Pieces of each kind that are continued.")] = 12,
+    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Pieces of each kind that are continued.")] = 24,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=8, help="Bytes that each is continued by.")] = 128,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; default: as bytelm generate takes.")
@@ -42,25 +43,41 @@ def tune(
 
     from bytelm.api import load
     from bytelm.device import choose_decoding_threads
-    from bytelm.tune import run_folder, write_plan
+    from bytelm.tune import best_pairs, run_folder, write_plan
     from bytelm.tune import tune as measure
+    from bytelm.vocab import BYTES
 
     model = load(run, device=device, precision=precision)
     torch.set_num_threads(threads or choose_decoding_threads(model.model.parameter_counts()["total"]))
     length = max(1, min(_PROMPT_BYTES, model.context_bytes // 2))
-    kinds = {kind: _pieces(data, prompts, length) for kind, data in _texts(file).items()}
+    say = _nothing if as_json else console.say
+    texts = _texts(file)
+    kinds = {kind: _pieces(data, prompts, length) for kind, data in texts.items()}
+    fitted = None
+    if model.model.vocabulary is BYTES:
+        say("fitting the correction of the draft heads")
+        known = model.plan()
+        texts = {kind: data for kind, data in texts.items() if kind != _NOISE}
+        fitted = best_pairs(
+            model.model, texts, context_bytes=model.context_bytes, known=None if known is None else known.pairs
+        )
     tuning = measure(
         model.model,
         kinds,
         context_bytes=model.context_bytes,
         max_bytes=max_bytes,
-        say=_nothing if as_json else console.say,
+        pairs=None if fitted is None else fitted.pairs,
+        say=say,
     )
     path = write_plan(run_folder(run), tuning.plan, model.model)
     if as_json:
-        console.print_json(_as_json(tuning, path))
+        console.print_json(_as_json(tuning, fitted, path))
         return
     people = console.people()
+    if fitted is not None:
+        console.say(
+            f"bytes a step of all heads: {fitted.without:.2f}; corrected by the two bytes before: {fitted.within:.2f}"
+        )
     people.print(_costs(tuning))
     people.print(_checks(tuning))
     console.result(f"{path} written in {tuning.elapsed_s:.0f} s")
@@ -94,7 +111,7 @@ def _texts(files: list[Path] | None) -> dict[str, bytes]:
         prose = max(samples, key=lambda path: path.stat().st_size).read_bytes()
     sources = sorted(Path(bytelm.__file__).parent.glob("*.py"))
     code = b"\n".join(path.read_bytes() for path in sources)
-    return {"prose": prose, "code": code, "random": random.Random(0).randbytes(1 << 14)}
+    return {"prose": prose, "code": code, _NOISE: random.Random(0).randbytes(1 << 14)}
 
 
 def _pieces(data: bytes, count: int, length: int) -> list[bytes]:
@@ -130,9 +147,12 @@ def _checks(tuning: "Tuning") -> Table:
     return table
 
 
-def _as_json(tuning: "Tuning", path: Path) -> dict[str, Any]:
+def _as_json(tuning: "Tuning", fitted: "FittedPairs | None", path: Path) -> dict[str, Any]:
     return {
         "plan": str(path),
+        "bytes_per_step_of_all_heads": None
+        if fitted is None
+        else {"alone": round(fitted.without, 4), "corrected": round(fitted.within, 4)},
         "elapsed_s": round(tuning.elapsed_s, 3),
         "costs": [
             {"past": past, "rows": cost.rows, "seconds": cost.cost, "heads": cost.heads, "sequence": cost.sequence}

@@ -93,7 +93,7 @@ ROWS: list[set[str]] = [
     {"bytelm.layers", "bytelm.probes"},
     {"bytelm.flat_trunk", "bytelm.heads", "bytelm.fused_loss", "bytelm.ngrams"},
     {"bytelm.law", "bytelm.model"},
-    {"bytelm.rejection"},
+    {"bytelm.pairs", "bytelm.rejection"},
     {"bytelm.drafting"},
     {"bytelm.generation"},
     {"bytelm.outlet"},
