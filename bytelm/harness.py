@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from bytelm.api import LanguageModel, load
-from bytelm.errors import ConfigError
+from bytelm.errors import BytelmError, ConfigError
 from bytelm.likelihood import likelihoods
 
 NAME: Final = "bytelm"
 _MAX_BYTES: Final = 1024
+_HARNESS_DEVICE: Final = "cuda:0"  # what the harness passes on where nobody has said --device, GPU or not
 
 
 class Scorer:
@@ -63,7 +64,7 @@ class Scorer:
 
 
 def adapter() -> type:
-    """The model class, registered with the harness as ``bytelm``; its arguments are ``run`` and ``device``.
+    """The model class, registered with the harness as ``bytelm``; its arguments are ``run`` and ``max_bytes``.
 
     Raises:
         ConfigError: The harness is not installed.
@@ -79,9 +80,24 @@ def adapter() -> type:
     class Adapter(base):
         """A run of bytelm, as the harness sees it."""
 
-        def __init__(self, run: str, device: str = "auto", max_bytes: int = _MAX_BYTES, **_: Any) -> None:
+        def __init__(
+            self,
+            run: str = "",
+            device: str = "auto",
+            max_bytes: int = _MAX_BYTES,
+            batch_size: Any = None,  # the harness passes these on, and batches here are as large as they may be
+            max_batch_size: Any = None,
+            **others: Any,
+        ) -> None:
             super().__init__()
-            self._scorer = Scorer(load(Path(run), device=device, precision="float32"), int(max_bytes))
+            del batch_size, max_batch_size
+            if not run or others:
+                unknown = f"it has no {', '.join(others)}" if others else "run is missing"
+                raise ConfigError(
+                    f"--model_args of the model bytelm: {unknown}; give run=FOLDER, and max_bytes=N if wanted"
+                )
+            place = "auto" if device == _HARNESS_DEVICE else device
+            self._scorer = Scorer(load(Path(run), device=place, precision="float32"), int(max_bytes))
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             """See ``Scorer``."""
@@ -107,10 +123,10 @@ def main() -> int:
 
     try:
         adapter()
-    except ConfigError as error:
+        importlib.import_module("lm_eval.__main__").cli_evaluate()
+    except BytelmError as error:
         console.fail(str(error))
         return console.EXIT_CALLER
-    importlib.import_module("lm_eval.__main__").cli_evaluate()
     return console.EXIT_OK
 
 

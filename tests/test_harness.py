@@ -1,9 +1,12 @@
-"""The adapter without the harness: what it is asked, what it answers, and that it says what is missing."""
+"""The adapter with and without the harness: what it is asked, what it answers, and that it says what is missing."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.api import LanguageModel
+from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.config import RunConfig
 from bytelm.errors import ConfigError
 from bytelm.harness import Scorer, adapter
@@ -88,7 +92,8 @@ def test_the_adapter_passes_on_what_the_harness_asks(
     registry: dict[str, type], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bytelm.harness.load", lambda *_, **__: SCORER.model)
-    model: Any = adapter()("runs/a", max_bytes="8", batch_size=1)
+    made: Any = adapter()
+    model = made(run="runs/a", max_bytes="8", batch_size=1, max_batch_size=None)
     assert set(registry) == {"bytelm"}
     pair = SimpleNamespace(args=("a", "bc"))
     assert model.loglikelihood([pair]) == SCORER.loglikelihood([("a", "bc")])
@@ -96,3 +101,62 @@ def test_the_adapter_passes_on_what_the_harness_asks(
     assert model.generate_until([SimpleNamespace(args=("a", {"max_gen_toks": 4}))]) == SCORER.generate_until(
         [("a", {"max_gen_toks": 4})]
     )
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_device_that_the_harness_passes_on_by_itself_means_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("bytelm.harness.load", lambda *_, device, **__: asked.append(device) or SCORER.model)
+    made: Any = adapter()
+    for device in ("cuda:0", "cpu", "cuda:1"):
+        made(run="runs/a", device=device)
+    assert asked == ["auto", "cpu", "cuda:1"]
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({}, "run is missing"), ({"run": "runs/a", "dtype": "float16"}, "it has no dtype")]
+)
+def test_arguments_that_cannot_take_effect_are_refused(arguments: dict[str, str], message: str) -> None:
+    made: Any = adapter()
+    with pytest.raises(ConfigError, match=rf"{message}; give run=FOLDER"):
+        made(**arguments)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="lm-evaluation-harness is not installed")
+def test_the_harness_itself_gets_what_the_task_gives(tmp_path: Path) -> None:
+    config = SCORER.model.config
+    nothing: dict[str, Any] = {"optimizer": {}, "random": {}, "progress": {}}
+    weights = SCORER.model.model.state_dict()
+    snapshot = Snapshot(step=1, config=config, corpus="x", fingerprint="y", model=weights, **nothing)
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run", snapshot, keep=1)
+    rows = [{"context": "The sea is", "continuation": "blue"}, {"context": "x" * 40, "continuation": "Grüße"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "words.yaml").write_text(
+        f"""
+task: words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.jsonl"}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{context}}}}"
+doc_to_target: " {{{{continuation}}}}"
+metric_list: [{{metric: acc}}]
+"""
+    )
+    words = [sys.executable, "-m", "bytelm.harness", "--model", "bytelm", "--model_args", f"run={tmp_path / 'run'}"]
+    words += ["--include_path", str(tmp_path / "tasks"), "--tasks", "words", "--log_samples"]
+    words += ["--output_path", str(tmp_path / "out")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    found = subprocess.run(words, capture_output=True, text=True, check=False, env=offline)
+    assert found.returncode == 0, found.stderr
+    (kept,) = (tmp_path / "out").rglob("samples_words*.jsonl")
+    said = [float(json.loads(line)["filtered_resps"][0][0]) for line in kept.read_text().splitlines()]
+    expected = SCORER.loglikelihood([(row["context"], f" {row['continuation']}") for row in rows])
+    assert said == pytest.approx([nats for nats, _ in expected], abs=1e-3)
+    words[words.index(f"run={tmp_path / 'run'}")] = "run=/nowhere"
+    found = subprocess.run(words, capture_output=True, text=True, check=False, env=offline)
+    assert found.returncode == 2
+    assert "error: /nowhere does not exist" in found.stderr.splitlines()[-1]
