@@ -45,7 +45,7 @@ PAST: Final = -1
 BRANCH: Final = -2
 """Sources of a byte; k >= 1 is head k."""
 
-LEAST_REACH: Final = 0.01
+LEAST_REACH: Final = 0.03
 """What is reached less often is never worth a row."""
 
 MOST_NODES: Final = 47
