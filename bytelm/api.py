@@ -29,7 +29,7 @@ from bytelm.drafting import DraftPolicy
 from bytelm.errors import GenerationError
 from bytelm.generation import Acceptance, Exactness, GenerateSettings, Generation, Step
 from bytelm.model import ByteLM
-from bytelm.tune import read_plan, run_folder
+from bytelm.tune import find_plan
 from bytelm.utf8 import InvalidBytes, TextDecoder
 from bytelm.vocab import BYTES, EOD
 
@@ -79,24 +79,24 @@ class LanguageModel:
     Args:
         model: In evaluation mode, on its device.
         config: Of the run that trained it.
-        folder: Of that run, where ``bytelm tune`` leaves its plan; None for none.
+        path: What it was loaded from, to find what ``bytelm tune`` has measured; None for nothing.
 
     Attributes:
         refused: Why the plan that is there is not used; "" where it is, or there is none. Known after ``plan``.
     """
 
-    def __init__(self, model: ByteLM, config: RunConfig, folder: Path | None = None) -> None:
+    def __init__(self, model: ByteLM, config: RunConfig, path: Path | None = None) -> None:
         self.model = model
         self.config = config
         self.refused = ""
-        self._folder = folder
+        self._path = path
         self._plan: DecodePlan | None = None
         self._looked = False
 
     def plan(self) -> DecodePlan | None:
         """What ``bytelm tune`` measured here; looked for once, with the threads and the precision of that moment."""
-        if not self._looked and self._folder is not None:
-            self._plan, self.refused = read_plan(self._folder, self.model)
+        if not self._looked and self._path is not None:
+            self._plan, self.refused = find_plan(self._path, self.model)
         self._looked = True
         return self._plan
 
@@ -205,7 +205,8 @@ def load(path: str | Path, *, device: str = "auto", precision: Precision = "auto
     """Load a trained model.
 
     Args:
-        path: Folder of a run, whose newest checkpoint is taken, or of one checkpoint.
+        path: Folder of a run, whose newest checkpoint is taken, or of one checkpoint; or the name of a model that ships
+            with bytelm.
         device: torch device; ``auto`` takes CUDA where there is one.
         precision: Of weights and cache; ``auto`` is float32 on the CPU, where equal bytes with and without drafts are
             promised, and bfloat16 on CUDA.
@@ -220,7 +221,7 @@ def load(path: str | Path, *, device: str = "auto", precision: Precision = "auto
         precision = "bfloat16" if place.type == "cuda" else "float32"
     model = model.to(device=place, dtype=_DTYPES[precision]).eval()
     model.pack()
-    return LanguageModel(model, config, run_folder(Path(path)))
+    return LanguageModel(model, config, Path(path))
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -82,10 +82,18 @@ class DecodePlan:
         return min(self.costs, key=lambda one: abs(one[0] - past))[1]
 
 
-def prior_plan(model: ByteLM, pairs: PairCorrection | None = None) -> DecodePlan:
-    """Guesses for a model of which nothing was measured here."""
+def prior_plan(
+    model: ByteLM, pairs: PairCorrection | None = None, calibration: Calibration | None = None
+) -> DecodePlan:
+    """Guesses of what steps cost, for a model that was not timed here.
+
+    Args:
+        model: To be decoded.
+        pairs: Correction of its heads, which belongs to its weights alone.
+        calibration: Of its drafts, which does too.
+    """
     cost = prior_cost(model.embedding.device.type, heads=_share_of_draft_heads(model))
-    return DecodePlan(((0, cost),), Calibration(), pairs=pairs)
+    return DecodePlan(((0, cost),), calibration or Calibration(), pairs=pairs)
 
 
 def generate(

@@ -5,6 +5,8 @@
       config.toml         the settings
       manifest.json       written last: size and SHA-256 of each of these files, and of itself
 
+Of the corpus it keeps the name and the fingerprint, not the place on the machine that it was trained on.
+
 Everything that takes the folder of a run for generating, evaluating or ``--init-from`` takes this one too.
 """
 
@@ -55,7 +57,7 @@ def export_model(source: Path, out: Path, *, dtype: Dtype = "bfloat16") -> Path:
                 rounded,
                 config,
                 step=step,
-                corpus=corpus,
+                corpus=Path(corpus).name if isinstance(corpus, str) else [Path(one).name for one in corpus],
                 fingerprint=fingerprint,
                 vocabulary=load_vocabulary(checkpoint, config),
             )

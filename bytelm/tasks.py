@@ -13,6 +13,7 @@ from bytelm.checkpoint import FOLDER as CHECKPOINTS
 from bytelm.errors import ConfigError, StorageError
 from bytelm.files import refusals_named, write_file
 from bytelm.sampling import Sampler
+from bytelm.shipped import is_shipped
 from bytelm.task import PAPER_PASS_AT, Request, Result
 from bytelm.task_acceptance import acceptance
 from bytelm.task_bpb import bpb
@@ -99,7 +100,12 @@ def check_vocabulary(task: str, model: LanguageModel) -> None:
 
 
 def results_folder(checkpoint: Path) -> Path:
-    """Where results of a checkpoint are kept: ``eval`` in its run, or beside a checkpoint that stands alone."""
+    """Where results of a checkpoint are kept: ``eval`` in its run, or beside a checkpoint that stands alone.
+
+    Those of a model that ships with bytelm are kept in the present folder.
+    """
+    if is_shipped(checkpoint):
+        return Path(FOLDER)
     inside = checkpoint.parent.name == CHECKPOINTS
     return (checkpoint.parent.parent if inside else checkpoint.parent) / FOLDER
 

@@ -25,12 +25,13 @@ from bytelm import __version__
 from bytelm.decode import DecodePlan, Request, decode_batch, prior_plan
 from bytelm.drafting import Calibration, StepCost
 from bytelm.errors import GenerationError
-from bytelm.files import write_file
+from bytelm.files import refusals_named, write_file
 from bytelm.generation import GenerateSettings, Step
 from bytelm.layers import JoinedPass
 from bytelm.machine import processor_name
 from bytelm.model import ROWS_MULTIPLE, ByteLM
 from bytelm.pairs import LEAST_BYTES, PATH_OF_PAIRS, PairCorrection, bytes_of_chain, fit_pairs, read_pairs, write_pairs
+from bytelm.shipped import own_folder, shipped_model
 
 PATH_OF_PLAN: Final = "decode.json"
 _FORMAT: Final = 1
@@ -366,6 +367,8 @@ def write_plan(folder: Path, plan: DecodePlan, model: ByteLM) -> Path:
         "calibration": plan.calibration.counts,
     }
     path = folder / PATH_OF_PLAN
+    with refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(value, indent=1).encode())
     if plan.pairs is not None:
         write_pairs(folder, plan.pairs, value["key"]["weights"])
@@ -380,28 +383,30 @@ def read_plan(folder: Path, model: ByteLM) -> tuple[DecodePlan | None, str]:
         model: As it is going to decode.
 
     Returns:
-        The plan and "", or None and why a plan that is there is refused ("" where there is none). Where costs are
-        refused and the correction of the heads is not, a plan of guesses with that correction, and why.
+        The plan and "", or None and why a plan that is there is refused ("" where there is none). Where only its
+        costs are of another machine, a plan of guesses with what is known of the weights, and why.
     """
     if not (folder / PATH_OF_PLAN).is_file() and not (folder / PATH_OF_PAIRS).is_file():
         return None, ""
     key = key_of(model)
     pairs, why_pairs = read_pairs(folder, key["weights"], model.heads.count - 1)
-    plan, why = _read_costs(folder / PATH_OF_PLAN, key)
-    if plan is not None:
+    plan, stale, why = _read_costs(folder / PATH_OF_PLAN, key)
+    if plan is not None and not stale:
         return replace(plan, pairs=pairs), why_pairs
-    # Pairs belong to the weights alone: they are of use also where the costs are of another machine.
-    return (None if pairs is None else prior_plan(model, pairs)), why or why_pairs
+    # What drafts are worth belongs to the weights; only what steps cost belongs to the machine.
+    worth = plan.calibration if plan is not None and not stale & {"weights", "dtype"} else None
+    if pairs is None and worth is None:
+        return None, why or why_pairs
+    return prior_plan(model, pairs, worth), why or why_pairs
 
 
-def _read_costs(path: Path, key: Mapping[str, str]) -> tuple[DecodePlan | None, str]:
+def _read_costs(path: Path, key: Mapping[str, str]) -> tuple[DecodePlan | None, set[str], str]:
+    """The plan in a file, which parts of its key are stale, and why it is not to be used as it is."""
     try:
         value = json.loads(path.read_bytes())
         if value["format"] != _FORMAT:
-            return None, f"{path} has format {value['format']}, not {_FORMAT}; run bytelm tune again"
+            return None, set(), f"{path} has format {value['format']}, not {_FORMAT}; run bytelm tune again"
         stale = [name for name in key if value["key"].get(name) != key[name]]
-        if stale:
-            return None, f"{path} was measured with other {', '.join(stale)} and is not used; run bytelm tune again"
         costs = tuple(
             (
                 int(one["past"]),
@@ -410,13 +415,34 @@ def _read_costs(path: Path, key: Mapping[str, str]) -> tuple[DecodePlan | None, 
             for one in value["costs"]
         )
         counts = {kind: (float(right), float(total)) for kind, (right, total) in value["calibration"].items()}
-        return DecodePlan(costs, Calibration(counts)), ""
+        why = f"{path} was measured with other {', '.join(stale)} and is not used; run bytelm tune again"
+        return DecodePlan(costs, Calibration(counts)), set(stale), why if stale else ""
     except FileNotFoundError:
-        return None, ""
+        return None, set(), ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return None, f"{path} cannot be read ({error!r}) and is not used; run bytelm tune again"
+        return None, set(), f"{path} cannot be read ({error!r}) and is not used; run bytelm tune again"
 
 
 def run_folder(path: Path) -> Path:
-    """The folder of the run that a path names, which may be that of one of its checkpoints."""
+    """The folder that a model's plan is written into.
+
+    That of the run that a path names, which may be the path of one of its checkpoints; for a model that ships with
+    bytelm one in the user's cache.
+    """
+    if (shipped := shipped_model(path)) is not None:
+        return own_folder(shipped.name)
     return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def find_plan(path: Path, model: ByteLM) -> tuple[DecodePlan | None, str]:
+    """What is known of a model: ``read_plan`` of its folder, and for a shipped model of what came with it.
+
+    Args:
+        path: As ``load`` takes it.
+        model: As it is going to decode.
+    """
+    plan, why = read_plan(run_folder(path), model)
+    shipped = shipped_model(path)
+    if plan is None and not why and shipped is not None:
+        plan, _ = read_plan(shipped, model)  # that its costs are of another machine is nobody's fault
+    return plan, why

@@ -11,9 +11,13 @@ import torch
 from bytelm import shipped
 from bytelm.checkpoint import Snapshot, find_checkpoint, load_model, load_snapshot, read_corpus, save_checkpoint
 from bytelm.config import RunConfig
+from bytelm.decode import DecodePlan, prior_plan
+from bytelm.drafting import Calibration, StepCost
 from bytelm.errors import BytelmError, CheckpointError, StorageError
 from bytelm.export import export_model
 from bytelm.model import ByteLM
+from bytelm.tasks import results_folder
+from bytelm.tune import PATH_OF_PLAN, find_plan, run_folder, write_plan
 
 CONFIG = RunConfig.build(
     "tiny",
@@ -45,7 +49,9 @@ def test_a_float32_export_is_the_model_of_the_run(run: Path, tmp_path: Path) -> 
     assert config == expected == CONFIG
     for name, weight in model.state_dict().items():
         assert torch.equal(exported.state_dict()[name], weight)
-    assert read_corpus(tmp_path / "model") == read_corpus(run) == ("/somewhere/corpus", "f00d")
+    assert read_corpus(run) == ("/somewhere/corpus", "f00d")
+    assert read_corpus(tmp_path / "model") == ("corpus", "f00d")
+    assert b"/somewhere" not in b"".join(path.read_bytes() for path in (tmp_path / "model").iterdir())
 
 
 def test_a_bfloat16_export_is_the_model_with_rounded_weights(run: Path, tmp_path: Path) -> None:
@@ -124,3 +130,31 @@ def test_a_run_with_the_name_of_a_shipped_model_comes_first(
     installed("pocket")
     shutil.copytree(run, "pocket")
     assert find_checkpoint(Path("pocket")) == Path("pocket/checkpoints/step-00000007")
+
+
+def test_what_is_measured_of_a_shipped_model_is_kept_outside_of_the_installation(
+    installed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, name = installed("pocket"), Path("pocket")
+    before = sorted(folder.iterdir())
+    assert results_folder(find_checkpoint(name)) == Path("eval")
+    assert run_folder(name) == tmp_path / "cache" / "bytelm" / "models" / "pocket"
+
+    model = load_model(name)[0]
+    assert find_plan(name, model) == (None, "")
+    calibration = Calibration({"head 0 3": (3.0, 4.0)})
+    path = write_plan(run_folder(name), DecodePlan(((10, StepCost((1, 4), (1.0, 1.5), 0.1)),), calibration), model)
+    plan, why = find_plan(name, model)
+    assert plan is not None
+    assert (plan.cost_at(0).cost, why) == ((1.0, 1.5), "")
+    assert sorted(folder.iterdir()) == before
+
+    # What came with the model serves until something was measured here: the worth of drafts, not another's costs.
+    (folder / PATH_OF_PLAN).write_text(path.read_text().replace('"device": "', '"device": "Other '))
+    path.unlink()
+    plan, why = find_plan(name, model)
+    assert plan is not None
+    assert (plan.costs, plan.calibration, why) == (prior_plan(model).costs, calibration, "")
