@@ -26,6 +26,7 @@ from bytelm.data.batches import BatchLoader
 from bytelm.device import choose_device
 from bytelm.distributed import SharedModel, choose_parallel, own_device
 from bytelm.fine_tuning import begin_with, check_source, freeze, read_source
+from bytelm.memory import refuse_too_large
 from bytelm.model import ByteLM
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from bytelm.ranks import ALONE, Ranks, Share
@@ -206,7 +207,7 @@ def open_job(
         dry: Refuse what must be refused, but touch nothing: what the job logs is lost, and it must not be saved.
 
     Raises:
-        ConfigError, CorpusError, CheckpointError, StorageError: See ``train``.
+        ConfigError, CorpusError, CheckpointError, StorageError, TrainingError: See ``train``.
     """
     settings = config.train
     settings = config.train
@@ -244,6 +245,8 @@ def open_job(
             torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         precision = choose_precision(settings, device)
+        if not dry:
+            refuse_too_large(config, device, bfloat16=precision == "bfloat16", ranks=ranks)
         attention = choose_backend(
             settings.attention_backend,
             device,

@@ -36,6 +36,10 @@ _BESIDE: Final = {"cpu": (0.3e9, 1.6), "cuda": (0.0, 1.1)}
 """What is needed at worst beside the bytes that are traced: the program itself, and what the allocator wastes. On the
 CPU a step of nano was seen to take 1.3 to 1.6 times its traced bytes."""
 _BESIDE_ELSEWHERE: Final = (0.0, 1.2)
+_ROUGH_BYTES: Final = 64
+_CLEARLY_ENOUGH: Final = 0.25
+"""About as many bytes for each layer, channel and id of a micro-batch are alive at the peak; where that is less than
+this share of what is free, nothing need be traced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +221,32 @@ def advice(config: RunConfig, device: torch.device, *, bfloat16: bool, available
     return (
         f"{told}; with train.batch_windows={fit} and train.accumulation={own * ranks.count // fit} the same step fits"
     )
+
+
+def refuse_too_large(config: RunConfig, device: torch.device, *, bfloat16: bool, ranks: Ranks = ALONE) -> None:
+    """Refuse a step that a CPU surely has no memory for, before it is tried: the system would kill the process.
+
+    Elsewhere the allocator refuses, and ``out_of_memory_named`` tells.
+
+    Raises:
+        TrainingError: It does not fit; with the settings that would.
+    """
+    available = available_memory(device) if device.type == "cpu" else None
+    if available is None:
+        return
+    own = available // ranks.on_this_machine
+    share = Share.of_step(config.train, ranks.count)
+    ids = share.batch_windows * config.model.ids_for(config.data.window_bytes)
+    rough = ids * config.model.layers * config.model.d_model * _ROUGH_BYTES
+    if rough < own * _CLEARLY_ENOUGH:  # to look closely takes a second
+        return
+    changes = [f"train.batch_windows={share.batch_windows}", f"train.accumulation={share.micro_batches}"]
+    memory = trace_step(config.with_changes(changes), device, bfloat16=bfloat16).memory
+    if config.train.parallel == "fsdp":
+        memory = memory.split(ranks.count)
+    if memory.total > own:
+        told = advice(config, device, bfloat16=bfloat16, available=own, ranks=ranks)
+        raise TrainingError(f"there is too little memory on {device}: {told}")
 
 
 @contextlib.contextmanager

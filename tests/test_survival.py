@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from bytelm import machine
 from bytelm import saver as saver_module
 from bytelm import step as step_module
 from bytelm import train as train_module
@@ -317,6 +318,21 @@ def test_the_end_of_memory_says_which_settings_fit(
     monkeypatch.setattr(step_module, "multi_byte_loss", full)
     with pytest.raises(TrainingError, match=r"memory is used up on cpu: a step needs .* train\.batch_windows=2 and"):
         trained(settings("train.steps=5"), corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize("available", [2_000, 400_000_000])
+def test_a_step_that_surely_does_not_fit_is_refused_before_anything_is_made(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int
+) -> None:
+    """A CPU has no allocator that refuses: the kernel would kill the process in its first step, or another one."""
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(total=1 << 40, available=available))
+    fits = (
+        "even one window needs" if available < 10_000 else r"with train\.batch_windows=\d+ and train\.accumulation=\d+"
+    )
+    config = settings("train.steps=5", "train.batch_windows=1000000")
+    with pytest.raises(TrainingError, match=rf"too little memory on cpu: a step needs about [\d.]+ GB, .* {fits}"):
+        trained(config, corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_error_of_torch_is_not_taken_for_it(
