@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from bytelm.uncompiled import Uncompiled
+
 BLOCK: Final = 128
 """Bytes of a block, which is what the kernel's own tiles divide."""
 
@@ -70,7 +72,7 @@ def prepare(
     )
 
 
-@torch.compiler.disable()  # a kernel of its own: whoever compiles a layer compiles what is around it
+@Uncompiled  # a kernel of its own: whoever compiles a layer compiles what is around it
 def attend(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, prepared: BlockMask) -> Tensor:
     """Mixed values (B, H, T, C); see ``bytelm.attention.attend``."""
     return _compiled()(query_BHTC, key_BGTC, value_BGTC, block_mask=prepared, enable_gqa=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bytelm.attention_blocks import Blocks, attend_blocks, blocks_of_window
 from bytelm.masks import document_lengths, visible_dense
+from bytelm.uncompiled import Uncompiled
 
 _SHORT: Final = 256  # bytes of neighbouring documents that share a mask, at most
 _DENSE: Final = 256  # windows up to here are one call with a mask: cutting them would cost more than it saves
@@ -120,7 +121,7 @@ def _visible_in_group(lengths: list[int], device: torch.device | str | None) -> 
     return visible_dense(len(documents_P), documents_BT=documents_P.unsqueeze(0))[0].to(device)
 
 
-@torch.compiler.disable()  # the lengths change with every batch: compiled, each would be a new program
+@Uncompiled  # the lengths change with every batch: compiled, each would be a new program
 def _attend_pieces(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, pieces: Pieces) -> Tensor:
     batch = query_BHTC.shape[0]
     # Split, not sliced: the gradients of all pieces are then put side by side once.

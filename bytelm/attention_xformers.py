@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bytelm.masks import document_lengths
+from bytelm.uncompiled import Uncompiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def prepare(window_bytes: int | None, documents_BT: Tensor | None, device: torch
     return Prepared(bias if window_bytes is None else bias.make_local_attention(window_bytes), packed=True)
 
 
-@torch.compiler.disable()  # a kernel of its own: whoever compiles a layer compiles what is around it
+@Uncompiled  # a kernel of its own: whoever compiles a layer compiles what is around it
 def attend(
     query_BHTC: Tensor,
     key_BGTC: Tensor,

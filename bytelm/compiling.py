@@ -16,6 +16,7 @@ from bytelm.config import CompileSetting
 from bytelm.errors import ConfigError
 from bytelm.layers import Block
 from bytelm.model import ByteLM
+from bytelm.uncompiled import keep_out_of_programs
 
 _COMPILERS: Final = ("c++", "g++", "clang++")
 
@@ -47,6 +48,7 @@ def compile_layers(model: ByteLM, *, backend: str = "inductor") -> None:
         model: Changed in place; its parameters and their names stay.
         backend: Of ``torch.compile``.
     """
+    keep_out_of_programs()
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(backend=backend)

@@ -30,6 +30,7 @@ ROWS: list[set[str]] = [
         "bytelm.split_tensors",
         "bytelm.state",
         "bytelm.suffixes",
+        "bytelm.uncompiled",
         "bytelm.utf8_automaton",
         "bytelm.data.documents",
         "bytelm.data.index",
