@@ -388,6 +388,16 @@ def read_training(checkpoint: Path) -> tuple[int, str | list[str], str | list[st
     return _read_manifest(checkpoint)["step"], made_by["corpus"], made_by["corpus_fingerprint"]
 
 
+def is_model_alone(checkpoint: Path) -> bool:
+    """Whether a checkpoint is an exported model, without what a training needs to go on.
+
+    Raises:
+        CheckpointError: It has no manifest, or a damaged one, or the version is unknown.
+    """
+    with _unreadable_named(checkpoint):
+        return _OPTIMIZER not in _read_manifest(checkpoint)["files"]
+
+
 def read_run(run: Path) -> tuple[RunConfig, str | list[str]]:
     """Settings of a run as its ``config.toml`` has them now, and where its corpus was, or several with weights.
 

@@ -22,7 +22,9 @@ _OF_HELD_OUT: Final = "Held-out bytes"
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of one of its checkpoints.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, one of its checkpoints, or the name of a shipped model.")
+    ],
     task: Annotated[
         str,
         typer.Option(

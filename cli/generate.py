@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of one of its checkpoints.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, one of its checkpoints, or the name of a shipped model.")
+    ],
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Beginning of a document.")] = None,
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", help="Read the prompt from a file, any bytes; - is stdin.")

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bytelm.cli import console
 from bytelm.cli.quantities import size
+from bytelm.shipped import shipped_model
 
 if TYPE_CHECKING:
     from bytelm.data.shards import Corpus
@@ -25,7 +26,10 @@ _DAMAGES_SHOWN: Final = 100
 def inspect(
     subject: Annotated[
         str,
-        typer.Argument(metavar="CORPUS|RUN", help="A corpus (folder or address), a run, or one of its checkpoints."),
+        typer.Argument(
+            metavar="CORPUS|RUN",
+            help="A corpus (folder or address), a run, one of its checkpoints, or a shipped model.",
+        ),
     ],
     split: Annotated[str | None, typer.Option("--split", help="Only this split of a corpus.")] = None,
     verify: Annotated[
@@ -83,7 +87,7 @@ def inspect(
 
 def _is_run(subject: str) -> bool:
     path = Path(subject)
-    return (path / "checkpoints").is_dir() or (path / "manifest.json").is_file()
+    return (path / "checkpoints").is_dir() or (path / "manifest.json").is_file() or shipped_model(path) is not None
 
 
 def _refuse_for_runs(**options: Any) -> None:
@@ -147,26 +151,32 @@ def _show_corpus(facts: dict[str, Any], page: Path | None) -> None:
 
 
 def _inspect_run(path: Path, *, as_json: bool) -> None:
-    from bytelm.checkpoint import find_checkpoint, load_snapshot
+    from bytelm.checkpoint import find_checkpoint, is_model_alone, load_snapshot, load_weights, read_training
     from bytelm.data.documents import name_of
 
     checkpoint = find_checkpoint(path)
-    snapshot = load_snapshot(checkpoint)
-    corpus: str | list[str] = snapshot.corpus
+    bytes_seen: int | None = None
+    if is_model_alone(checkpoint):
+        config, weights = load_weights(checkpoint)
+        step, corpus, fingerprint = read_training(checkpoint)
+    else:
+        snapshot = load_snapshot(checkpoint)
+        config, weights, step = snapshot.config, snapshot.model, snapshot.step
+        corpus, fingerprint, bytes_seen = snapshot.corpus, snapshot.fingerprint, snapshot.progress["bytes_seen"]
     parts: dict[str, int] = {}
-    for name, tensor in snapshot.model.items():
+    for name, tensor in weights.items():
         part = {"layers": "trunk"}.get(name.split(".")[0], name.split(".")[0])
         parts[part] = parts.get(part, 0) + tensor.numel()
     facts = {
         "checkpoint": name_of(checkpoint),
-        "step": snapshot.step,
-        "bytes_seen": snapshot.progress["bytes_seen"],
+        "step": step,
+        "bytes_seen": bytes_seen,  # a model alone does not say
         # One corpus, or a list of several with their weights: as the run has them.
         "corpus": name_of(corpus) if isinstance(corpus, str) else [name_of(one) for one in corpus],
-        "corpus_fingerprint": snapshot.fingerprint,
+        "corpus_fingerprint": fingerprint,
         "parameters": {**parts, "total": sum(parts.values())},
         "files": {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir())},
-        "config": snapshot.config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
     }
     if as_json:
         console.print_json(facts)

@@ -56,7 +56,7 @@ def run_view(facts: Mapping[str, Any]) -> RenderableType:
     parameters = ", ".join(f"{count:,} {part}" for part, count in facts["parameters"].items() if part != "total")
     lines = [
         Text(f"checkpoint {console.shown(facts['checkpoint'])}", "bold"),
-        Text(f"step {facts['step']:,}, {size(facts['bytes_seen'])} seen"),
+        Text(f"step {facts['step']:,}" + (f", {size(facts['bytes_seen'])} seen" if facts["bytes_seen"] else "")),
         Text(f"{facts['parameters']['total']:,} parameters: {parameters}"),
         *(
             Text(f"corpus {console.shown(place)}, fingerprint {fingerprint}")

@@ -16,7 +16,9 @@ _NOISE: Final = "random"
 
 
 def tune(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of one of its checkpoints.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, one of its checkpoints, or the name of a shipped model.")
+    ],
     file: Annotated[
         list[Path] | None,
         typer.Option("--file", help="Held-out text of one kind; may be repeated. Default: shipped prose and code."),

@@ -2,6 +2,7 @@
 
 import contextlib
 import html.parser
+import importlib.resources
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ from bytelm.cli.inspect_view import corpus_view, run_view
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
+from bytelm.export import export_model
 from bytelm.train import train
 
 BYTELM = [sys.executable, "-m", "bytelm.cli"]
@@ -302,6 +304,28 @@ def test_a_run_shows_its_newest_checkpoint(run: Path, corpus: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert f"{found['parameters']['total']:,} parameters" in shown
     assert "heads.count = 3" in shown
+
+
+def test_a_model_alone_shows_what_it_holds(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = export_model(run, tmp_path / "model")
+    of_run, found = inspected([str(run)], capsys), inspected([str(model)], capsys)
+    assert found["bytes_seen"] is None
+    for key in ("step", "parameters", "config", "corpus_fingerprint"):
+        assert found[key] == of_run[key]
+    assert app.run(["inspect", str(model)]) == 0
+    assert "step 2\n" in capsys.readouterr().out
+    (model / "model.safetensors").write_bytes(b"damaged")
+    assert app.run(["inspect", str(model)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_shipped_model_is_shown_by_its_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = export_model(run, tmp_path / "package" / "models" / "pocket")
+    monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    assert inspected(["pocket"], capsys)["checkpoint"] == str(folder)
 
 
 def test_several_corpora_of_a_run_stand_one_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
