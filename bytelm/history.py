@@ -124,14 +124,16 @@ def short_names(runs: Sequence[Path]) -> list[str]:
 
 
 def thinned(points: Points, most: int = _MOST_POINTS) -> Points:
-    """Means of as many neighbours as make a line of few points.
+    """Means of as many neighbours as make a line of few points; a few that are left over at the end join the last ones.
 
     Example:
-        >>> thinned([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)], most=2)
-        [(0.5, 2.0), (2.0, 5.0)]
+        >>> thinned([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 5.0), (4.0, 2.0)], most=3)
+        [(0.5, 2.0), (3.0, 4.0)]
     """
-    size = -(-len(points) // most)
-    groups = [points[start : start + size] for start in range(0, len(points), max(size, 1))]
+    size = max(1, -(-len(points) // most))
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    if len(groups) > 1 and 2 * len(groups[-1]) <= size:  # the last step of a run alone would end the line in a spike
+        groups[-2:] = [[*groups[-2], *groups[-1]]]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 

@@ -194,6 +194,12 @@ def test_a_thinned_line_has_few_points_and_the_same_mean(points: list[tuple[floa
         assert [sum(column) / len(thin) for column in zip(*thin, strict=True)] == pytest.approx(mean)
 
 
+def test_what_is_left_over_at_the_end_makes_no_point_of_its_own() -> None:
+    line = [(float(x), 2.0) for x in range(10)]
+    assert thinned([*line, (10.0, 12.0)], most=6) == [*thinned(line, most=5)[:-1], (9.0, pytest.approx(16 / 3))]
+    assert thinned([*line, (10.0, 12.0)], most=11)[-1] == (10.0, 12.0)
+
+
 def test_three_decodings_of_one_prompt_are_compared() -> None:
     found = side_by_side(tiny_model(), b"abc", max_bytes=20, context_bytes=32)
     assert found.equal
