@@ -32,7 +32,7 @@ from bytelm.probes import WRITTEN_BYTES, attention_fault, copy_speed, frame_spee
 
 State = Literal["ok", "note", "fault"]
 
-_FOR_DEVELOPERS: Final = ("bench", "dev")
+_FOR_DEVELOPERS: Final = ("bench", "bench-llama", "dev")
 """Extras that a user does not want."""
 
 _LEVEL: Final = 9

@@ -63,7 +63,7 @@ def test_the_extras_are_those_that_are_declared_for_users(findings: list[Finding
         finding.figures["extra"]: finding.figures["versions"] for finding in findings if "extra" in finding.figures
     }
     assert extras["ray"].keys() == {"ray"}
-    assert not {"dev", "bench"} & extras.keys()
+    assert not {"dev", "bench", "bench-llama"} & extras.keys()
 
 
 def test_an_extra_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,92 +1,139 @@
 """Decoding speed, plain and self-speculative, beside other tools with a model of the same shape.
 
-    python tests/bench/bench_decode.py --run RUN [--data FOLDER] [--threads 1] [--repeats 3] [--max-bytes 192]
+    python tests/bench/bench_decode.py --run RUN [--data FOLDER] [--threads 1,2] [--repeats 3] [--max-bytes 192]
+    python tests/bench/bench_decode.py --shape 512,8,8,4,1408 [--threads 1,2]
 
-RUN is a trained run; FOLDER holds held-out files named ``code*``, ``prose*``, ``random*`` and ``repetitive*`` (kinds
-that are missing are taken from Python's standard library, the shipped sample, or made). Variants take turns; with one
-thread processor time is counted, so that neighbours on the machine disturb little. Beside: Hugging Face ``generate``
-with a Llama of the same shape and byte vocabulary, and random weights, plain and with prompt lookup (extra
-``bench``); llama.cpp through llama-cpp-python (extra ``bench-llama``). What is not installed is named in the result.
-The last line is one JSON object.
+RUN is a trained run; FOLDER is what ``held_out.py`` assembles (kinds that are missing are taken from Python's standard
+library, the shipped sample, or made). The first half of each kind tunes, as ``bytelm tune`` does, prompts are from the
+second. Variants take turns; with one thread processor time is counted, so that
+neighbours on the machine disturb little, else the time on the wall. Time begins when the first step is over, for all.
+Beside: Hugging Face ``generate`` with a Llama of the same shape and byte vocabulary, plain and with prompt lookup
+(extra ``bench``), and the same Llama in llama.cpp (extra ``bench-llama``), both with random weights: see
+``other_decoders.py``. What is not installed is named in the result.
+
+``--shape WIDTH,LAYERS,HEADS,KV_HEADS,INNER`` compares plain decoding alone, of a model with random weights, K = 8 and
+full attention.
+
+The last line is one JSON object. Its figures are those of the first number of threads; ``by_threads`` has all.
 """
 
 import argparse
-import importlib
-import importlib.util
 import json
-import random
+import os
 import statistics
 import sys
-import sysconfig
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from held_out import KINDS, prompts_of, texts
 from machine import machine
+from other_decoders import GGUF_PRECISIONS, LlamaCpp, absent, differences, hugging_face, random_llama, write_gguf
 
-from bytelm.api import LanguageModel, load
+from bytelm.api import load
+from bytelm.config import HeadsConfig, ModelConfig, Precision
 from bytelm.decode import DecodePlan, Request, decode_batch
-from bytelm.generation import GenerateSettings, Step
-from bytelm.quickstart import unpack_sample
-from bytelm.tune import measure_costs, tune
+from bytelm.generation import DraftPolicy, Exactness, GenerateSettings
+from bytelm.model import ByteLM
+from bytelm.pairs import PairCorrection
+from bytelm.tune import best_pairs, tune
 
-KINDS = ("code", "prose", "random", "repetitive")
-POLICIES = ("none", "adaptive", "heads", "tree", "ngram")
-
-
-def texts(folder: Path | None) -> dict[str, bytes]:
-    """Held-out bytes of each kind."""
-    found = {}
-    for kind in KINDS:
-        files = sorted(folder.glob(f"{kind}*")) if folder else []
-        found[kind] = b"".join(file.read_bytes() for file in files)
-    if not found["code"]:
-        found["code"] = b"".join(
-            file.read_bytes() for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]
-        )
-    if not found["prose"]:
-        with tempfile.TemporaryDirectory() as unpacked:
-            unpack_sample(Path(unpacked))
-            found["prose"] = max((file.read_bytes() for file in Path(unpacked).rglob("*") if file.is_file()), key=len)
-    source = random.Random(0)
-    found["random"] = found["random"] or source.randbytes(1 << 15)
-    line = b"name,%d,the same words in every line of a long table;\n"
-    found["repetitive"] = found["repetitive"] or b"".join(line % (row // 40) for row in range(600))
-    return found
+POLICIES: Final[tuple[DraftPolicy, ...]] = ("none", "adaptive", "heads", "tree", "ngram")
+ROWS: Final = (1, 2, 4, 8, 16, 32, 64)
+DTYPES: Final[dict[Precision, torch.dtype]] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Rates = dict[str, dict[str, list[float]]]
 
 
-def prompts_of(data: bytes, count: int, length: int, seed: int) -> list[bytes]:
-    """Pieces from random places."""
-    source = random.Random(seed)
-    return [data[place : place + length] for place in (source.randrange(len(data) - length) for _ in range(count))]
+@dataclass(slots=True)
+class Subjects:
+    """What is measured.
+
+    Attributes:
+        models: Ours by precision, packed.
+        context_bytes: Of ours.
+        precision: Of ours and of Hugging Face's.
+        prompts: By kind.
+        tuning: Prompts to tune with, by kind; none where there is nothing to draft.
+        pairs: Correction of the draft heads, fitted to the same half of the texts.
+        many: Unequal prompts for a batch of 16.
+        llama: Of Hugging Face, or None.
+        gguf: Open models of llama.cpp by name.
+        absent: Packages that are not installed.
+        max_bytes: For each prompt.
+        facts: About the comparison, for the result.
+    """
+
+    models: dict[str, ByteLM]
+    context_bytes: int
+    precision: str
+    prompts: dict[str, list[bytes]]
+    tuning: dict[str, list[bytes]]
+    many: list[bytes]
+    max_bytes: int
+    pairs: PairCorrection | None = None
+    llama: Any = None
+    gguf: dict[str, LlamaCpp] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ByteLM:
+        """The one that decodes."""
+        return self.models[self.precision]
 
 
 def clock() -> Callable[[], float]:
-    """Processor time where one thread works."""
-    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Processor time where one thread does all the work, else the time on the wall."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time if alone else time.perf_counter
+
+
+def shape_of(text: str) -> ModelConfig:
+    """``WIDTH,LAYERS,HEADS,KV_HEADS,INNER`` as a trunk with full attention."""
+    width, layers, heads, kv_heads, inner = (int(one) for one in text.split(","))
+    return ModelConfig(
+        d_model=width,
+        layers=layers,
+        attention_heads=heads,
+        kv_heads=kv_heads,
+        d_ff=inner,
+        attention_pattern=("global",),
+    )
 
 
 def ours(
-    model: LanguageModel, prompts: Sequence[bytes], plan: DecodePlan, draft: str, max_bytes: int, slots: int = 1
+    subjects: Subjects,
+    prompts: Sequence[bytes],
+    plan: DecodePlan | None,
+    draft: DraftPolicy,
+    *,
+    exact: Exactness = "padded",
+    max_bytes: int,
+    slots: int = 1,
 ) -> dict[str, float]:
     """Bytes and seconds after the prompts were read, and steps."""
     now = clock()
-    settings = [GenerateSettings(max_bytes=max_bytes, draft=draft, sequence=place) for place in range(len(prompts))]  # pyright: ignore[reportArgumentType]  # a policy
+    settings = [
+        GenerateSettings(max_bytes=max_bytes, draft=draft, exact=exact, sequence=place) for place in range(len(prompts))
+    ]
     seconds, done, steps = 0.0, 0, 0
     groups = [range(len(prompts))] if slots > 1 else [range(place, place + 1) for place in range(len(prompts))]
     for group in groups:
         asked = [Request(prompts[place], settings[place]) for place in group]
         begin: float | None = None
         seen: set[int] = set()
-        for index, step in decode_batch(model.model, asked, context_bytes=model.context_bytes, slots=slots, tuned=plan):
+        for index, step in decode_batch(
+            subjects.model, asked, context_bytes=subjects.context_bytes, slots=slots, tuned=plan
+        ):
             if begin is None:
                 begin = now()  # prompts are read before the first step ends, in batches as alone
             elif index in seen:
-                done += given(step)
+                done += step.accepted + 1  # those of a stop string or an end included
             steps += 1
             seen.add(index)
         assert begin is not None
@@ -94,59 +141,128 @@ def ours(
     return {"bytes": done, "seconds": seconds, "steps": steps}
 
 
-def given(step: Step) -> int:
-    """Bytes of a step, those of a stop string or an end included."""
-    return step.accepted + 1
-
-
-def hugging_face(model: LanguageModel) -> Any:
-    """A Llama of the same shape, random weights, in the same precision."""
-    utilities = importlib.import_module("transformers.utils")
-    # A torchvision of another torch, which some environments have, must not keep a text model from being imported.
-    setattr(utilities, "is_torchvision_available", lambda: False)  # noqa: B010  it is not exported
-    transformers = importlib.import_module("transformers")
-
-    shape = model.config.model
-    config = transformers.LlamaConfig(
-        vocab_size=320,
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_ff,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.attention_heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=8192,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    llama: Any = transformers.LlamaForCausalLM(config)
-    return llama.to(model.model.embedding.dtype).eval()
-
-
 @torch.inference_mode()
-def theirs(llama: Any, prompts: Sequence[bytes], max_bytes: int, **options: Any) -> dict[str, float]:
-    """Bytes and seconds of Hugging Face ``generate``."""
-    now, seconds, done = clock(), 0.0, 0
-    for prompt in prompts:
-        ids = torch.tensor([list(prompt)])
-        begin = now()
-        llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False)
-        first = now() - begin
-        begin = now()
-        out = llama.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_bytes, do_sample=False, **options
-        )
-        seconds += now() - begin - first
-        done += out.shape[1] - ids.shape[1] - 1
-    return {"bytes": done, "seconds": max(seconds, 1e-9), "steps": done}
+def step_cost(model: ByteLM, context_bytes: int, repeats: int = 25) -> dict[str, Any]:
+    """Cost of a pass of 1, 2, 4 … rows, head 0 at each, and over that of one row; they take turns."""
+    now, device = clock(), model.embedding.device
+    past = min(512, max(1, context_bytes - ROWS[-1] - 1))  # the first of its bucket: all rows are in it
+    cache = model.new_cache(1, past + ROWS[-1])
+    model.prefill(torch.randint(0, 256, (1, past), device=device), cache)
+    seconds: dict[int, list[float]] = {rows: [] for rows in ROWS}
+    for repeat in range(repeats + 2):
+        for rows in ROWS:
+            inputs = torch.zeros(1, rows, dtype=torch.int64, device=device)
+            begin = now()
+            shared = model.cached_pass(cache, rows)
+            hidden = model.decode(inputs, shared)
+            model.heads.decode_logits(hidden, shared, range(1)).float().cpu()
+            if repeat >= 2:
+                seconds[rows].append(now() - begin)
+    typical = [statistics.quantiles(seconds[rows], n=4)[0] for rows in ROWS]
+    return {
+        "over_one_row": [round(one / typical[0], 3) for one in typical],
+        "milliseconds": [round(1e3 * one, 3) for one in typical],
+    }
 
 
-def curve(model: LanguageModel) -> dict[str, list[float]]:
-    """Cost of passes of 1, 4, 8 … rows over that of one row, for the bytes before it that fit."""
-    costs = measure_costs(model.model, context_bytes=model.context_bytes, repeats=15)
-    rows = costs[-1][1].rows
-    return {"rows": list(rows), "over_one_row": [round(one / costs[-1][1].cost[0], 3) for one in costs[-1][1].cost]}
+def measure(subjects: Subjects, threads: int, repeats: int) -> dict[str, Any]:
+    """All figures with a number of threads."""
+    torch.set_num_threads(threads)
+    say(f"{threads} threads")
+    plan = None
+    if subjects.tuning:
+        plan = tune(
+            subjects.model,
+            subjects.tuning,
+            context_bytes=subjects.context_bytes,
+            max_bytes=96,
+            pairs=subjects.pairs,
+            say=say,
+        ).plan
+    rates: Rates = {}
+    per_step: dict[str, list[float]] = {kind: [] for kind in subjects.prompts}
+    batch: dict[DraftPolicy, list[float]] = {"none": [], "adaptive": []} if plan else {}
+    for repeat in range(repeats):
+        for kind, prompts in subjects.prompts.items():
+            for policy in POLICIES if plan else POLICIES[:1]:
+                found = ours(subjects, prompts, plan, policy, max_bytes=subjects.max_bytes)
+                add(rates, f"bytelm {policy}", kind, found)
+                if policy == "adaptive":
+                    per_step[kind].append((found["bytes"] + len(prompts)) / found["steps"])
+            if kind in ("code", "repetitive"):
+                theirs(subjects, rates, kind, prompts, threads)
+        for policy, found_rates in batch.items():
+            found = ours(subjects, subjects.many, plan, policy, max_bytes=subjects.max_bytes // 2, slots=16)
+            found_rates.append(found["bytes"] / found["seconds"])
+        say(f"round {repeat + 1} of {repeats}")
+    curves = {
+        precision: step_cost(model, subjects.context_bytes) for precision, model in sorted(subjects.models.items())
+    }
+    return figures(rates, per_step, batch) | {"step_cost_rows": {"rows": list(ROWS), **curves}}
+
+
+def theirs(subjects: Subjects, rates: Rates, kind: str, prompts: Sequence[bytes], threads: int) -> None:
+    """The same prompts and lengths with the other tools; what they do not look at is measured on code alone."""
+    now, max_bytes = clock(), subjects.max_bytes
+    if kind == "code":
+        found = ours(subjects, prompts, None, "none", exact="off", max_bytes=max_bytes)
+        add(rates, "bytelm none, exact off", kind, found)
+    if subjects.llama is not None:
+        if kind == "code":
+            add(rates, "hugging face plain", kind, hugging_face(subjects.llama, prompts, max_bytes, now))
+        if subjects.tuning:
+            found = hugging_face(subjects.llama, prompts, max_bytes, now, prompt_lookup_num_tokens=10)
+            add(rates, "hugging face prompt lookup", kind, found)
+    if kind == "code":
+        for name, model in subjects.gguf.items():
+            add(rates, name, kind, model.generate(prompts, max_bytes, threads, now))
+
+
+def add(rates: Rates, tool: str, kind: str, found: dict[str, float]) -> None:
+    """Note what was found."""
+    rates.setdefault(tool, {}).setdefault(kind, []).append(found["bytes"] / found["seconds"])
+
+
+def figures(rates: Rates, per_step: dict[str, list[float]], batch: dict[DraftPolicy, list[float]]) -> dict[str, Any]:
+    """Medians, spreads, and ratios of medians."""
+    median = {tool: {kind: statistics.median(one) for kind, one in by.items()} for tool, by in rates.items()}
+    plain = median["bytelm none"]
+    result: dict[str, Any] = {
+        "bytes_per_second": {tool: {kind: summary(one) for kind, one in by.items()} for tool, by in rates.items()},
+        "plain_over_hf": over(plain["code"], median.get("hugging face plain", {}).get("code")),
+        "plain_over_llama_cpp": {
+            precision: over(plain["code"], best_llama_cpp(median, precision)) for precision in GGUF_PRECISIONS
+        },
+    }
+    adaptive = median.get("bytelm adaptive")
+    if adaptive is None:
+        return result
+    over_plain = {kind: round(adaptive[kind] / plain[kind], 3) for kind in plain}
+    fixed = {
+        kind: max(median[f"bytelm {policy}"][kind] for policy in POLICIES if policy != "adaptive") for kind in plain
+    }
+    over_llama = {precision: over(adaptive["code"], best_llama_cpp(median, precision)) for precision in GGUF_PRECISIONS}
+    gain = statistics.median(batch["adaptive"]) / statistics.median(batch["none"])
+    return result | {
+        "bytes_per_step": {kind: round(statistics.median(one), 2) for kind, one in per_step.items()},
+        "speculative_over_plain": over_plain,
+        "adaptive_over_best_fixed": {kind: round(adaptive[kind] / fixed[kind], 3) for kind in plain},
+        "speculative_over_llama_cpp": over_llama["f32"],
+        "speculative_over_llama_cpp_by_precision": over_llama,
+        "batch16_bytes_per_second": {policy: summary(one) for policy, one in batch.items()},
+        "batch16_over_batch1": round(gain / ((over_plain["code"] + over_plain["prose"]) / 2), 3),
+    }
+
+
+def best_llama_cpp(median: dict[str, dict[str, float]], precision: str) -> float | None:
+    """The faster of llama.cpp's two kinds of attention; None where it was not measured."""
+    found = [by["code"] for tool, by in median.items() if tool.startswith(f"llama.cpp {precision}")]
+    return max(found, default=None)
+
+
+def over(ours: float, theirs: float | None) -> float | None:
+    """A ratio; None where the other was not measured."""
+    return None if theirs is None else round(ours / theirs, 3)
 
 
 def summary(rates: list[float]) -> dict[str, float]:
@@ -154,90 +270,110 @@ def summary(rates: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(rates), 1), "least": round(min(rates), 1), "most": round(max(rates), 1)}
 
 
+def say(line: str) -> None:
+    """Tell a person who waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> Subjects:
+    """Load and write what is going to be measured.
+
+    Args:
+        arguments: Of the command line.
+        folder: For GGUF files.
+    """
+    if arguments.run is not None:
+        loaded = {precision: load(arguments.run, precision=precision) for precision in DTYPES}
+        models = {precision: one.model for precision, one in loaded.items()}
+        context_bytes = loaded[arguments.precision].context_bytes
+    else:
+        torch.manual_seed(0)
+        shape = shape_of(arguments.shape)
+        models = {precision: ByteLM(shape, HeadsConfig(count=8)) for precision in DTYPES}
+        models["bfloat16"].load_state_dict(models["float32"].state_dict())
+        for precision, dtype in DTYPES.items():
+            models[precision].to(dtype=dtype).eval().pack()
+        context_bytes = 2048
+    length = min(256, context_bytes // 2)
+    data = texts(arguments.data)
+    first = {kind: text[: len(text) // 2] for kind, text in data.items()}
+    second = {kind: text[len(text) // 2 :] for kind, text in data.items()}
+    drafting = arguments.run is not None
+    kinds = KINDS if drafting else KINDS[:1]
+    many = [piece for kind in ("code", "prose") for piece in prompts_of(second[kind], 8, length, 3)]
+    subjects = Subjects(
+        models=models,
+        context_bytes=context_bytes,
+        precision=arguments.precision,
+        prompts={kind: prompts_of(second[kind], arguments.prompts, length, 1) for kind in kinds},
+        tuning={kind: prompts_of(first[kind], 8, length, 2) for kind in kinds} if drafting else {},
+        many=[prompt[: 16 + 13 * place % length] for place, prompt in enumerate(many)],
+        max_bytes=arguments.max_bytes,
+        absent=absent(("transformers", "llama_cpp", "gguf")),
+    )
+    if drafting:
+        say("fitting the correction of the draft heads")
+        known = {kind: first[kind] for kind in ("code", "prose")}
+        fitted = best_pairs(subjects.model, known, context_bytes=context_bytes)
+        subjects.pairs = None if fitted is None else fitted.pairs
+        subjects.facts["draft_heads_corrected"] = subjects.pairs is not None
+    if "transformers" in subjects.absent:
+        return subjects
+    llama = random_llama(subjects.model.config)
+    subjects.facts["parameters_of_llama"] = sum(parameter.numel() for parameter in llama.parameters())
+    if not subjects.absent:
+        files = {precision: folder / f"{precision}.gguf" for precision in GGUF_PRECISIONS}
+        for precision, file in files.items():
+            write_gguf(llama, file, precision)
+        found = differences(llama, files, subjects.prompts["code"][0][:128])
+        say(f"largest difference of logits from Hugging Face's, over the largest logit: {found}")
+        subjects.facts["llama_cpp_difference"] = {precision: float(f"{one:.2g}") for precision, one in found.items()}
+        for precision, file in files.items():
+            subjects.gguf[f"llama.cpp {precision}"] = LlamaCpp(file)
+            subjects.gguf[f"llama.cpp {precision}, no flash attention"] = LlamaCpp(file, exact=True)
+    subjects.llama = llama.to(device=subjects.model.embedding.device, dtype=DTYPES[arguments.precision])
+    return subjects
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--run", type=Path)
+    subject.add_argument("--shape", help="of a model with random weights: WIDTH,LAYERS,HEADS,KV_HEADS,INNER")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", default="1", help="numbers of threads, separated by commas")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-bytes", type=int, default=192)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    counts = [int(one) for one in arguments.threads.split(",")]
+    if hasattr(os, "sched_getaffinity") and max(counts) > (cores := len(os.sched_getaffinity(0))):
+        parser.error(f"{max(counts)} threads would share {cores} cores: what waits there by spinning takes forever")
     warnings.filterwarnings("ignore")
 
-    model = load(arguments.run, precision=arguments.precision)
-    length = min(256, model.context_bytes // 2)
-    data = texts(arguments.data)
-    kinds = {kind: prompts_of(data[kind], arguments.prompts, length, 1) for kind in KINDS}
-    plan = tune(
-        model.model,
-        {kind: prompts_of(data[kind], 8, length, 2) for kind in KINDS},
-        context_bytes=model.context_bytes,
-        max_bytes=96,
-        say=lambda line: print(line, file=sys.stderr),
-    ).plan
-    absent = [name for name in ("transformers", "llama_cpp") if importlib.util.find_spec(name) is None]
-    llama = None if "transformers" in absent else hugging_face(model)
-
-    rates: dict[str, dict[str, list[float]]] = {}
-    per_step: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    batch: dict[str, list[float]] = {"none": [], "adaptive": []}
-    for repeat in range(arguments.repeats):
-        for kind, prompts in kinds.items():
-            for policy in POLICIES:
-                found = ours(model, prompts, plan, policy, arguments.max_bytes)
-                rates.setdefault(f"bytelm {policy}", {}).setdefault(kind, []).append(found["bytes"] / found["seconds"])
-                if policy == "adaptive":
-                    per_step[kind].append((found["bytes"] + len(prompts)) / found["steps"])
-            if llama is not None and kind in ("code", "repetitive"):
-                for name, options in (("plain", {}), ("prompt lookup", {"prompt_lookup_num_tokens": 10})):
-                    found = theirs(llama, prompts[:2], arguments.max_bytes // 2, **options)
-                    rates.setdefault(f"hugging face {name}", {}).setdefault(kind, []).append(
-                        found["bytes"] / found["seconds"]
-                    )
-        many = [
-            prompt[: 16 + 13 * place % length]
-            for place, prompt in enumerate(
-                prompts_of(data["code"], 8, length, 3) + prompts_of(data["prose"], 8, length, 3)
-            )
-        ]
-        for policy, found_rates in batch.items():
-            found = ours(model, many, plan, policy, arguments.max_bytes // 2, slots=16)
-            found_rates.append(found["bytes"] / found["seconds"])
-        print(f"round {repeat + 1} of {arguments.repeats}", file=sys.stderr)
-
-    median = {tool: {kind: statistics.median(one) for kind, one in by.items()} for tool, by in rates.items()}
-    plain = median["bytelm none"]
-    over_plain = {kind: round(median["bytelm adaptive"][kind] / plain[kind], 3) for kind in KINDS}
-    fixed = {kind: max(median[f"bytelm {policy}"][kind] for policy in POLICIES[2:]) for kind in KINDS}
-    hf = median.get("hugging face plain", {}).get("code")
-    batch_gain = statistics.median(batch["adaptive"]) / statistics.median(batch["none"])
-    alone_gain = (over_plain["code"] + over_plain["prose"]) / 2
+    torch.set_num_threads(counts[0])
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = prepare(arguments, Path(folder))
+        results = {str(threads): measure(subjects, threads, arguments.repeats) for threads in counts}
+        for model in subjects.gguf.values():
+            model.close()
     print(
         json.dumps(
             {
                 "machine": machine(),
-                "parameters": model.model.parameter_counts()["total"],
+                "parameters": subjects.model.parameter_counts()["total"],
                 "precision": arguments.precision,
-                "threads": arguments.threads,
                 "repeats": arguments.repeats,
-                "absent": absent,
-                "bytes_per_second": {
-                    tool: {kind: summary(one) for kind, one in by.items()} for tool, by in rates.items()
-                },
-                "bytes_per_step": {kind: round(statistics.median(one), 2) for kind, one in per_step.items()},
-                "speculative_over_plain": over_plain,
-                "adaptive_over_best_fixed": {
-                    kind: round(median["bytelm adaptive"][kind] / max(fixed[kind], plain[kind]), 3) for kind in KINDS
-                },
-                "plain_over_hf": None if hf is None else round(plain["code"] / hf, 3),
-                "speculative_over_llama_cpp": None,
-                "step_cost_rows": curve(model),
-                "batch16_bytes_per_second": {policy: summary(one) for policy, one in batch.items()},
-                "batch16_over_batch1": round(batch_gain / alone_gain, 3),
+                "prompts": arguments.prompts,
+                "max_bytes": arguments.max_bytes,
+                "absent": subjects.absent,
+                "weights_of_other_tools": "random, of the same shape",
+                **subjects.facts,
+                "threads": counts[0],
+                **results[str(counts[0])],
+                "by_threads": results,
             }
         )
     )
