@@ -22,6 +22,7 @@ from bytelm.model import ByteLM
 from bytelm.page import page, section, table, tiles
 from bytelm.palette import head_colour, source_name
 from bytelm.run_curves import duration, parts_of_one, parts_of_several
+from bytelm.task_acceptance import loop_period
 from bytelm.utf8 import TextDecoder
 
 PATH_OF_REPORT: Final = "report.html"
@@ -162,8 +163,10 @@ def _page(history: History, comparisons: Sequence[SideBySide]) -> str:
         generated = sum(len(comparison.speculative.data) for comparison in comparisons)
         passes = sum(comparison.speculative.steps for comparison in comparisons)
         speedup = rate_over([c.speculative for c in comparisons]) / rate_over([c.plain for c in comparisons])
-        facts.append((f"{generated / max(passes, 1):.2f}", "bytes a decoding step, self-speculative"))
-        facts.append((f"{speedup:.2f}×", "the speed of plain decoding, same bytes"))
+        loops = sum(loop_period(comparison.speculative.data) is not None for comparison in comparisons)
+        but = f"; {loops} of {len(comparisons)} samples end in a loop, which is easily drafted" if loops else ""
+        facts.append((f"{generated / max(passes, 1):.2f}", f"bytes a decoding step, self-speculative{but}"))
+        facts.append((f"{speedup:.2f}×", f"the speed of plain decoding, same bytes{but}"))
         shares = acceptance_over(comparisons)
         if len(shares) > 1:
             sections.append(section("Acceptance by head", figures.acceptance_bars(shares), _ACCEPTANCE_NOTE))

@@ -117,6 +117,13 @@ def test_bytes_that_differ_are_said_to_differ(run: Path) -> None:
     assert "<b>different</b>" not in write_report(run, [comparison(b"ab")]).read_text(encoding="utf-8")
 
 
+def test_samples_that_repeat_themselves_are_told_beside_the_figures_that_they_flatter(run: Path) -> None:
+    straight, loop = comparison(bytes(range(97, 123))), comparison(b"start " + b"the sea, " * 6)
+    assert "end in a loop" not in write_report(run, [straight, straight]).read_text(encoding="utf-8")
+    page = write_report(run, [straight, loop]).read_text(encoding="utf-8")
+    assert page.count("; 1 of 2 samples end in a loop, which is easily drafted") == 2
+
+
 def test_acceptance_is_summed_over_decodings() -> None:
     other = dataclasses.replace(
         comparison(b"ab"),
