@@ -32,7 +32,8 @@ class Uncompiled(Generic[P, R]):
 
     def keep_out(self) -> None:
         """From now on torch's tracer stops before the function."""
-        self._called = torch.compiler.disable(self._function)
+        outside: Any = torch.compiler.disable(self._function)  # torch's own types leave open what it returns
+        self._called = outside
 
 
 _ALL: Final[list[Uncompiled[..., Any]]] = []

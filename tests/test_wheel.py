@@ -1,0 +1,90 @@
+"""The wheel is what people get: installed alone into an empty place it speaks, without a network."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(path for path in (ROOT / "bytelm" / "models").glob("*/*") if path.is_file())
+OFFLINE = """
+import socket, sys
+
+def refuse(*asked, **more):
+    raise AssertionError(f"the network was asked for: {asked}")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+import bytelm
+print(bytelm.__file__, file=sys.stderr)
+from bytelm.cli.__main__ import main
+main()
+"""
+
+
+def run(*words: str | Path, cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | variables
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+    )
+
+
+def can_build() -> bool:
+    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
+        return False
+    return int(importlib.metadata.version("setuptools").split(".")[0]) >= 77
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this tree, built from a copy of it, so that the tree stays as it is."""
+    if not can_build():
+        pytest.skip("building needs pip and setuptools >= 77 here: pip install setuptools")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    without = shutil.ignore_patterns("__pycache__")
+    for name in ("bytelm", "cli", "data"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=without)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    offline = ("--quiet", "--no-index", "--no-deps")
+    run("-m", "pip", "wheel", *offline, "--no-build-isolation", "--wheel-dir", folder, source, cwd=folder)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_wheel_carries_every_module_the_sample_and_every_shipped_model(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, place in (("bytelm", "bytelm"), ("cli", "bytelm/cli"), ("data", "bytelm/data")):
+        assert {f"{place}/{path.name}" for path in (ROOT / folder).glob("*.py")} <= names
+    assert {"bytelm/data/sample.tar.zst", "bytelm/py.typed"} <= names
+    assert {str(path.relative_to(ROOT)) for path in SHIPPED} <= names
+
+
+@pytest.mark.skipif(not any(path.parent.name == "nano" for path in SHIPPED), reason="this tree has no weights of nano")
+def test_an_installed_wheel_speaks_in_an_empty_folder_without_a_network(wheel: Path, tmp_path: Path) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    run("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    empty.mkdir()
+    program = tmp_path / "offline.py"
+    program.write_text(OFFLINE)
+    own = {"PYTHONPATH": str(site), "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    before = {path: path.read_bytes() for path in (site / "bytelm" / "models").rglob("*") if path.is_file()}
+
+    said = [
+        run(program, "generate", "nano", "def main(", "--max-bytes", "40", *more, cwd=empty, **own)
+        for more in ((), ("--draft", "none"))
+    ]
+    assert said[0].stderr.splitlines()[0] == str(site / "bytelm" / "__init__.py")
+    assert said[0].stdout == said[1].stdout != ""
+    assert list(empty.iterdir()) == []
+
+    (tmp_path / "text.py").write_text("def main() -> None:\n    return\n")
+    run(program, "eval", "nano", "--file", tmp_path / "text.py", cwd=empty, **own)
+    assert [path.relative_to(empty) for path in empty.rglob("*") if path.is_file()] == [Path("eval/bpb-nano.json")]
+    assert before == {path: path.read_bytes() for path in (site / "bytelm" / "models").rglob("*") if path.is_file()}
