@@ -1,5 +1,6 @@
 """Documents to evaluate on, with the type of each, from a split of a corpus or from one file; read again and again."""
 
+import importlib.resources
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from bytelm.data.shards import Corpus
 from bytelm.errors import ConfigError, CorpusError, SourceError
 from bytelm.evaluate import some_bytes
 from bytelm.labels import document_type
+from bytelm.shipped import is_shipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,19 @@ def of_file(path: Path) -> HeldOut:
     return HeldOut(name=str(path), raw_bytes=len(content), documents=lambda: [(content, kind)])
 
 
+def of_own_modules() -> HeldOut:
+    """The source of the command line that is running: code that no model that ships with bytelm was trained on."""
+    folder = importlib.resources.files("bytelm.cli")
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(".py"))
+    contents = [folder.joinpath(name).read_bytes() for name in names]
+    kind = KINDS.index("python")
+    return HeldOut(
+        name="the modules of bytelm.cli",
+        raw_bytes=sum(map(len, contents)),
+        documents=lambda: ((content, kind) for content in contents),
+    )
+
+
 def of_corpus(corpus: Corpus, split: str) -> HeldOut:
     """A split of a corpus.
 
@@ -78,6 +93,8 @@ def of_corpus(corpus: Corpus, split: str) -> HeldOut:
 def open_held_out(checkpoint: Path, *, file: Path | None, corpus: str | Path | None, split: str) -> HeldOut:
     """What a person asked for: a file, a corpus, or else the corpus that the run was trained on.
 
+    The corpus of a model that ships with bytelm is not here: it reads bytelm's own code.
+
     Raises:
         ConfigError: Both are given.
         SourceError: The file cannot be read.
@@ -87,6 +104,8 @@ def open_held_out(checkpoint: Path, *, file: Path | None, corpus: str | Path | N
         raise ConfigError("--file and --corpus are both given; one is scored, leave one out")
     if file is not None:
         return of_file(file)
+    if corpus is None and is_shipped(checkpoint):
+        return of_own_modules()
     return of_corpus(_corpus_of(checkpoint) if corpus is None else Corpus.open(corpus), split)
 
 

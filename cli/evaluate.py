@@ -66,7 +66,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--corpus",
-            help="Score a split of this corpus. Default: the run's own corpus.",
+            help="Score a split of this corpus. Default: the run's own one; for a shipped model bytelm's own code.",
             rich_help_panel=_OF_HELD_OUT,
         ),
     ] = None,
@@ -140,7 +140,7 @@ def evaluate(
     """Measure a model: bits per byte and what its heads are worth on held-out bytes, and how it does on tasks.
 
     Every byte is scored once, from its raw bytes; the rule about its context is part of the result. What a task
-    finds is printed and kept in the run's folder eval/.
+    finds is printed and kept in the run's folder eval/, or in ./eval for a model that ships with bytelm.
     """
     from bytelm.tasks import TASKS, check_vocabulary, keep, parse_pass_at, parse_tasks, results_folder
 

@@ -14,6 +14,7 @@ from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
 from bytelm.evaluate import bits_per_byte
+from bytelm.export import export_model
 from bytelm.train import train
 
 SETTINGS = [
@@ -69,6 +70,22 @@ def test_the_run_s_own_held_out_bytes_are_scored_by_default(trained: Path, capsy
     assert result["rule"] == expected.rule
     assert (result["context_bytes"], result["stride"]) == (24, 12)
     assert "bytes_per_step" not in result
+
+
+def test_a_shipped_model_scores_bytelm_s_own_code_and_its_results_stay_here(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = export_model(trained / "run", tmp_path / "models" / "pocket")
+    before = {path: path.read_bytes() for path in folder.rglob("*")}
+    monkeypatch.setattr("bytelm.shipped.shipped_models", lambda: {"pocket": folder})
+    monkeypatch.chdir(tmp_path)
+    own = sorted(Path(str(app.__file__)).parent.glob("*.py"))
+    found = evaluated(capsys, "pocket", "--limit-bytes", "2000")
+    assert found["source"] == "the modules of bytelm.cli"
+    assert 0 < found["scored_bytes"] <= 2000 < sum(path.stat().st_size for path in own)
+    assert set(found["by_type"]) == {"python"}
+    assert json.loads(Path("eval/bpb-pocket.json").read_bytes())["bits_per_byte"] == found["bits_per_byte"]
+    assert {path: path.read_bytes() for path in folder.rglob("*")} == before
 
 
 def test_a_file_of_any_bytes_is_scored_whole(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
