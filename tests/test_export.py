@@ -15,6 +15,7 @@ from bytelm.decode import DecodePlan, prior_plan
 from bytelm.drafting import Calibration, StepCost
 from bytelm.errors import BytelmError, CheckpointError, StorageError
 from bytelm.export import export_model
+from bytelm.fine_tuning import read_source
 from bytelm.model import ByteLM
 from bytelm.tasks import results_folder
 from bytelm.tune import PATH_OF_PLAN, find_plan, run_folder, write_plan
@@ -118,6 +119,7 @@ def test_a_name_without_a_path_means_a_shipped_model(
     assert shipped.shipped_models() == {"pocket": folder}
     assert find_checkpoint(Path("pocket")) == folder
     assert load_model(Path("pocket"))[1] == CONFIG
+    assert read_source(Path("pocket")).checkpoint == folder  # --init-from pocket
     for path in ("./x/pocket", "other"):
         with pytest.raises(CheckpointError, match="does not exist"):
             find_checkpoint(Path(path))
