@@ -1,26 +1,36 @@
-"""From nothing to a byte model that speaks: the shipped sample ingested, a small model trained, its decoders compared.
+"""From nothing to a byte model that speaks.
 
-Each stage is skipped where its result is there already, so that an interrupted quickstart goes on where it was.
+The model that ships says what it would, with and without drafts; then the shipped sample, or files of one's own, are
+ingested, a small model is trained on them, and its decoders are compared. Each stage is skipped where its result is
+there already, so that an interrupted quickstart goes on where it was.
 """
 
 import importlib.resources
 import io
+import itertools
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
 import zstandard
 
+from bytelm.api import load
 from bytelm.checkpoint import load_model
 from bytelm.config import RunConfig
 from bytelm.data.ingest import IngestProgress, ingest
 from bytelm.data.shards import INDEX, Corpus
-from bytelm.files import refusals_named
+from bytelm.device import choose_decoding_threads
+from bytelm.errors import ConfigError
+from bytelm.files import refusals_named, write_file
+from bytelm.held_out import of_corpus
 from bytelm.report import SideBySide, side_by_side, write_report
+from bytelm.shipped import shipped_models
 from bytelm.train import Event as TrainEvent
 from bytelm.train import Finished, train
+from bytelm.tune import find_plan
 
 PROMPTS: Final = (
     b"ROMEO:\n",
@@ -30,10 +40,31 @@ PROMPTS: Final = (
 )
 """What the model is asked to continue: both kinds of text of the sample."""
 
+SHIPPED: Final = Path("nano")
+SHIPPED_PROMPTS: Final = (b"import argparse\n\n\ndef main(", b"The function returns ")
+"""What the shipped model is asked to continue: code and documentation."""
+
+_SOURCE: Final = "source.txt"
+_PROMPT_BYTES: Final = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoke:
+    """The shipped model has continued a prompt."""
+
+    comparison: SideBySide
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotShipped:
+    """This installation carries no model: a source tree without weights."""
+
+    name: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusReady:
-    """The sample is ingested."""
+    """The sample, or what was given, is ingested."""
 
     corpus: Path
     documents: int
@@ -59,54 +90,81 @@ class Reported:
     comparisons: tuple[SideBySide, ...]
 
 
-Event = CorpusReady | TrainEvent | Compared | Reported
+Event = Spoke | NotShipped | CorpusReady | TrainEvent | Compared | Reported
 
 
 def quickstart(
     out: Path,
     config: RunConfig,
     *,
+    source: Path | None = None,
     max_bytes: int = 256,
     on_ingest: Callable[[IngestProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
-    """Ingest the sample, train on it, decode with and without drafts, write the report.
+    """Let the shipped model speak, ingest, train, decode with and without drafts, write the report.
 
     Args:
         out: Folder for everything: ``sample/``, ``corpus/`` and ``run/`` are made in it.
         config: Settings of the training.
+        source: What to train on instead of the sample: a file, an archive, a folder of files, or a corpus.
         max_bytes: Bytes to generate for each prompt, at least 1.
         on_ingest: Called while the sample is ingested.
         should_stop: Asked before each training step; True saves the run and ends without a report.
 
     Yields:
-        ``CorpusReady``, the records of ``train``, one ``Compared`` a prompt, and ``Reported``.
+        ``Spoke`` for each prompt of the shipped model, or ``NotShipped``; ``CorpusReady``, the records of ``train``,
+        one ``Compared`` a prompt, and ``Reported``.
 
     Raises:
         BytelmError: As the stages do.
     """
-    yield _corpus(out, on_ingest)
+    yield from _shipped(max_bytes)
+    ready = _corpus(out, source, on_ingest)
+    yield ready
     run = out / "run"
-    for event in train(config, out / "corpus", run, resume="auto", should_stop=should_stop):
+    for event in train(config, ready.corpus, run, resume="auto", should_stop=should_stop):
         yield event
         if isinstance(event, Finished) and event.reason == "stopped":
             return
     model, trained_with = load_model(run)
     model.pack()
     comparisons = []
-    for prompt in PROMPTS:
+    for prompt in PROMPTS if source is None else _beginnings(ready.corpus):
         comparison = side_by_side(model, prompt, max_bytes=max_bytes, context_bytes=trained_with.data.window_bytes)
         comparisons.append(comparison)
         yield Compared(comparison=comparison)
     yield Reported(run=run, page=write_report(run, comparisons), comparisons=tuple(comparisons))
 
 
-def _corpus(out: Path, on_ingest: Callable[[IngestProgress], None] | None) -> CorpusReady:
+def _shipped(max_bytes: int) -> Iterator[Spoke | NotShipped]:
+    if SHIPPED.name not in shipped_models():
+        yield NotShipped(name=SHIPPED.name)
+        return
+    # By its whole path, for a folder of that name may lie here; what was measured of it is found by its name.
+    model = load(shipped_models()[SHIPPED.name], device="cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(choose_decoding_threads(model.model.parameter_counts()["total"]))
+    plan, _ = find_plan(SHIPPED, model.model)
+    spoken = [
+        side_by_side(model.model, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=plan)
+        for prompt in SHIPPED_PROMPTS
+    ]
+    torch.set_num_threads(threads)
+    for comparison in spoken:
+        yield Spoke(comparison=comparison)
+
+
+def _corpus(out: Path, source: Path | None, on_ingest: Callable[[IngestProgress], None] | None) -> CorpusReady:
+    _check_source(out, source)
     folder = out / "corpus"
     reused = (folder / INDEX).exists()
-    if not reused:
-        unpack_sample(out / "sample")
-        ingest([out / "sample"], folder, overwrite=True, on_progress=on_ingest)
+    if source is not None and (source / INDEX).exists():
+        folder, reused = source, True
+    elif not reused:
+        if source is None:
+            unpack_sample(out / "sample")
+        ingest([out / "sample" if source is None else source], folder, overwrite=True, on_progress=on_ingest)
     corpus = Corpus.open(folder)
     shards = [shard for split in corpus.splits for shard in corpus.shards(split)]
     return CorpusReady(
@@ -116,6 +174,23 @@ def _corpus(out: Path, on_ingest: Callable[[IngestProgress], None] | None) -> Co
         packed_bytes=sum(shard.packed_bytes for shard in shards),
         reused=reused,
     )
+
+
+def _check_source(out: Path, source: Path | None) -> None:
+    """A folder that was begun with other files must not be gone on with as if it were of these."""
+    note, wanted = out / _SOURCE, "the sample" if source is None else str(source.resolve())
+    if note.is_file() and (begun := note.read_text(encoding="utf-8")) != wanted:
+        raise ConfigError(f"{out} was begun with {begun}, not with {wanted}; choose another --out")
+    with refusals_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(note, wanted.encode())
+
+
+def _beginnings(corpus: Path) -> Iterator[bytes]:
+    """How some held-out documents of a corpus begin, as many as the sample has prompts."""
+    held_out = of_corpus(Corpus.open(corpus), "validation")
+    for data, _ in itertools.islice(held_out.documents(), len(PROMPTS)):
+        yield data[:_PROMPT_BYTES]
 
 
 def unpack_sample(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from bytelm import figures
 from bytelm.config import PATH_OF_CONFIG
-from bytelm.decode import generate
+from bytelm.decode import DecodePlan, generate
 from bytelm.drafting import DraftPolicy
 from bytelm.files import write_file
 from bytelm.generation import Exactness, GenerateSettings, Generation, acceptance_shares
@@ -56,7 +56,9 @@ class SideBySide:
         return self.speculative.bytes_per_second / self.one_row.bytes_per_second
 
 
-def side_by_side(model: ByteLM, prompt: bytes, *, max_bytes: int, context_bytes: int) -> SideBySide:
+def side_by_side(
+    model: ByteLM, prompt: bytes, *, max_bytes: int, context_bytes: int, tuned: DecodePlan | None = None
+) -> SideBySide:
     """Decode one prompt greedily, plain and self-speculative.
 
     Args:
@@ -64,11 +66,12 @@ def side_by_side(model: ByteLM, prompt: bytes, *, max_bytes: int, context_bytes:
         prompt: Any bytes; empty for the beginning of a document.
         max_bytes: Bytes to generate, at least 1.
         context_bytes: Context of the model, its training window.
+        tuned: What was measured of the model.
     """
 
     def decoded(draft: DraftPolicy, exact: Exactness, most_bytes: int = max_bytes) -> Generation:
         settings = GenerateSettings(max_bytes=most_bytes, draft=draft, exact=exact)
-        return generate(model, prompt, settings, context_bytes=context_bytes)
+        return generate(model, prompt, settings, context_bytes=context_bytes, tuned=tuned)
 
     decoded("adaptive", "padded", 8)  # the first passes of a process pay for allocations
     return SideBySide(

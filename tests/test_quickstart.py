@@ -3,10 +3,28 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import pytest
+
 from bytelm.config import RunConfig
-from bytelm.quickstart import PROMPTS, Compared, CorpusReady, Reported, quickstart, unpack_sample
+from bytelm.data.ingest import ingest
+from bytelm.errors import ConfigError
+from bytelm.export import export_model
+from bytelm.quickstart import (
+    PROMPTS,
+    SHIPPED,
+    SHIPPED_PROMPTS,
+    Compared,
+    CorpusReady,
+    NotShipped,
+    Reported,
+    Spoke,
+    quickstart,
+    unpack_sample,
+)
+from bytelm.shipped import shipped_models
 from bytelm.train import Finished, Started
 
 SMALL = [
@@ -30,6 +48,50 @@ def test_the_sample_ships_whole(tmp_path: Path) -> None:
         path.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def own_files(tmp_path: Path) -> Path:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.txt").write_bytes(b"\xff file %d of mine, once more and once more. " % number * 30)
+    return folder
+
+
+def test_without_a_shipped_model_it_goes_on_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bytelm.quickstart.shipped_models", dict)
+    events = list(quickstart(tmp_path, RunConfig.build("tiny", [*SMALL, "train.steps=1"]), max_bytes=8))
+    assert events[0] == NotShipped(name="nano")
+    assert isinstance(events[-1], Reported)
+
+
+def test_a_shipped_model_speaks_first_and_own_files_take_the_place_of_the_sample(
+    tmp_path: Path, own_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bytelm.quickstart.shipped_models", dict)
+    config = RunConfig.build("tiny", [*SMALL, "train.steps=2"])
+    first = list(quickstart(tmp_path / "a", config, source=own_files, max_bytes=8))
+    compared = [event.comparison for event in first if isinstance(event, Compared)]
+    assert 1 <= len(compared) <= len(PROMPTS)
+    written = [path.read_bytes() for path in own_files.iterdir()]
+    assert all(any(comparison.prompt in content for content in written) for comparison in compared)
+    assert all(comparison.equal for comparison in compared)
+    with pytest.raises(ConfigError, match=r"was begun with .*own, not with the sample; choose another --out"):
+        list(quickstart(tmp_path / "a", config, max_bytes=8))
+
+    shipped = export_model(tmp_path / "a" / "run", tmp_path / "models" / "nano")
+    monkeypatch.setattr("bytelm.quickstart.shipped_models", lambda: {SHIPPED.name: shipped})
+    corpus = tmp_path / "corpus"
+    ingest([own_files], corpus)
+    second = list(quickstart(tmp_path / "b", config, source=corpus, max_bytes=8))
+    spoken = [event.comparison for event in second if isinstance(event, Spoke)]
+    assert [comparison.prompt for comparison in spoken] == list(SHIPPED_PROMPTS)
+    assert all(comparison.equal and len(comparison.plain.data) == 8 for comparison in spoken)
+    ready = second[len(spoken)]
+    assert isinstance(ready, CorpusReady)
+    assert (ready.corpus, ready.reused) == (corpus, True)
+    assert not (tmp_path / "b" / "corpus").exists()
+
+
 def test_an_interrupted_quickstart_goes_on_to_the_report(tmp_path: Path) -> None:
     config = RunConfig.build("tiny", [*SMALL, "train.steps=6"])
     asked = iter([False, False, True])
@@ -37,7 +99,9 @@ def test_an_interrupted_quickstart_goes_on_to_the_report(tmp_path: Path) -> None
     assert isinstance(first[-1], Finished)
     assert (first[-1].reason, first[-1].step) == ("stopped", 2)
 
-    second = list(quickstart(tmp_path, config, max_bytes=16))
+    second = [
+        event for event in quickstart(tmp_path, config, max_bytes=16) if not isinstance(event, Spoke | NotShipped)
+    ]
     ready, started, reported = second[0], second[1], second[-1]
     assert isinstance(ready, CorpusReady)
     assert ready.reused
@@ -56,7 +120,8 @@ def test_the_command_prints_the_page_and_both_outputs(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path}/run/report.html\n"
     assert "equal byte for byte" in done.stderr
-    assert done.stderr.count("plain: ") == done.stderr.count("speculative: ") == len(PROMPTS)
+    speeches = len(PROMPTS) + (len(SHIPPED_PROMPTS) if SHIPPED.name in shipped_models() else 0)
+    assert done.stderr.count("plain: ") == done.stderr.count("speculative: ") == speeches
 
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
@@ -65,3 +130,19 @@ def test_the_command_prints_the_page_and_both_outputs(tmp_path: Path) -> None:
     assert result["bytes_per_step"] >= 1
     assert len(result["bits_per_byte_by_head"]) == 3
     assert Path(result["report"]).exists()
+
+
+def test_the_command_goes_on_from_a_model_with_own_files(tmp_path: Path, own_files: Path) -> None:
+    words = [sys.executable, "-m", "bytelm.cli", "quickstart", "--corpus", str(own_files), "--max-bytes", "8", "--json"]
+    settings = [f"--set={change}" for change in SMALL]
+    for out, more in (("a", settings), ("b", ["--init-from", str(tmp_path / "a" / "run"), "--set=train.threads=1"])):
+        done = subprocess.run(
+            [*words, "--out", str(tmp_path / out), "--steps", "3", *more], capture_output=True, text=True, check=True
+        )
+        assert json.loads(done.stdout)["step"] == 3
+    settings = tomllib.loads((tmp_path / "b" / "run" / "config.toml").read_text())
+    assert settings["model"]["d_model"] == 16
+    rates = [
+        tomllib.loads((tmp_path / out / "run" / "config.toml").read_text())["train"]["learning_rate"] for out in "ab"
+    ]
+    assert rates[1] == rates[0] / 4
