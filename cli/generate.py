@@ -77,7 +77,9 @@ def generate(
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour bytes by the head that drafted them; ‹ › without colours.")
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Say what became of the drafts of each source.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say what became of each source's drafts, and what was planned with.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Write the exact bytes, control characters too.")] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; default: one for a small model.")
@@ -161,6 +163,7 @@ def generate(
         console.say(_statistics(generation, settings))
         if stats:
             console.people().print(_table(generation))
+            console.say(f"plan: {_origin(model)}; bytelm tune {console.shown(str(run))} measures this machine")
     return console.EXIT_INTERRUPTED if interrupted else console.EXIT_OK
 
 
@@ -202,6 +205,18 @@ def _notes(model: "LanguageModel", prompt: bytes, settings: "GenerateSettings") 
             "device's kernels"
         )
     return notes
+
+
+def _origin(model: "LanguageModel") -> str:
+    """What is behind the planner's decisions."""
+    from bytelm.decode import prior_plan
+
+    plan = model.plan()
+    if plan is None:
+        return "guesses"
+    if plan.costs == prior_plan(model.model).costs:
+        return "the worth of drafts as measured before, what steps cost guessed"
+    return "as measured on such a machine"
 
 
 def _statistics(generation: "Generation", settings: "GenerateSettings") -> str:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.cli.generate import generate
 from bytelm.cli.generate_view import SafeText, Terminal
 from bytelm.config import RunConfig
+from bytelm.decode import DecodePlan
+from bytelm.drafting import Calibration, StepCost
 from bytelm.errors import ConfigError, GenerationError
 from bytelm.model import ByteLM
+from bytelm.tune import write_plan
 from bytelm.vocab import EOD, VOCABULARY_SIZE
 
 CONFIG = RunConfig.build(
@@ -213,6 +217,23 @@ def test_statistics_name_every_source(run: Path, capfdbinary: Any) -> None:
     err = capfdbinary.readouterr().err.decode()
     assert all(f"head {head} " in err for head in (1, 2, 3))
     assert "past" in err
+    assert err.endswith(f"plan: guesses; bytelm tune {run} measures this machine\n")
+
+
+def test_statistics_tell_what_of_the_plan_was_measured_here(run: Path, tmp_path: Path, capfdbinary: Any) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    torch.set_num_threads(1)
+    plan = DecodePlan(((10, StepCost((1, 4), (1.0, 1.0), 0.1)),), Calibration({"head 0 3": (3.0, 4.0)}))
+    place = write_plan(copied, plan, load(copied).model)
+    value = json.loads(place.read_bytes())
+    for device, told in (
+        (value["key"]["device"], "as measured on such a machine"),
+        ("another", "what steps cost guessed"),
+    ):
+        place.write_text(json.dumps(value | {"key": value["key"] | {"device": device}}))
+        command(copied, "p", "--max-bytes", "3", "--stats", "--threads", "1")
+        assert f"{told}; bytelm tune" in capfdbinary.readouterr().err.decode()
 
 
 def test_a_prompt_in_hexadecimal_digits(run: Path, capfdbinary: Any) -> None:
