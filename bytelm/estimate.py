@@ -26,7 +26,6 @@ from bytelm.memory import (
     StepMemory,
     advice,
     available_memory,
-    memory_bytes,
     needed_memory,
     peak_memory_bytes,
     trace_step,
@@ -37,6 +36,7 @@ from bytelm.run_folder import Resume
 from bytelm.schedule import budget_spent, learning_rate
 from bytelm.scoring import BATCH_IDS
 from bytelm.step import learn, load
+from bytelm.train import sample
 from bytelm.vocabularies import learn_vocabulary, with_vocabulary
 
 _LEAST_STEPS: Final = 3
@@ -126,9 +126,7 @@ def estimate(config: RunConfig, corpus: Given, run: Path, *, resume: Resume = "n
         config = with_vocabulary(config, vocabulary)
     device = choose_device(settings.device)
     precision = choose_precision(settings, device)
-    resident = _resident_bytes(device)
     traced = trace_step(config, device, bfloat16=precision == "bfloat16")
-    left_by_tracing = max(0, _resident_bytes(device) - resident)
     available = available_memory(device)
     speed, obstacle = None, None
     if available is not None and needed_memory(traced.memory, device) > available:
@@ -138,7 +136,7 @@ def estimate(config: RunConfig, corpus: Given, run: Path, *, resume: Resume = "n
         shorter = config.with_changes([f"train.accumulation={micro_batches}"])
         with contextlib.ExitStack() as stack:
             job = open_job(stack, shorter, corpus, run, resume, vocabulary=vocabulary, dry=True)
-            speed = measure(job, accumulation=settings.accumulation, left_by_tracing=left_by_tracing)
+            speed = measure(job, accumulation=settings.accumulation)
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)
         freeze(model, settings.frozen)
@@ -171,13 +169,12 @@ def estimate(config: RunConfig, corpus: Given, run: Path, *, resume: Resume = "n
     )
 
 
-def measure(job: Job, *, accumulation: int, left_by_tracing: int = 0) -> Speed:
+def measure(job: Job, *, accumulation: int) -> Speed:
     """Time real steps of a job, and reckon up to the end of its budget.
 
     Args:
         job: Just opened, dry; its weights move a little.
         accumulation: Micro-batches of a step of the run, if they are more than those of the job.
-        left_by_tracing: Bytes of this process that a run would not have.
 
     Raises:
         TrainingError: The loss or the gradient is not finite.
@@ -196,8 +193,8 @@ def measure(job: Job, *, accumulation: int, left_by_tracing: int = 0) -> Speed:
     step_s = sum(seconds) / len(seconds) * accumulation / settings.accumulation
     bytes_per_second = step_bytes / step_s
     validation_s = _validation_s(job)
-    most_bytes = peak_memory_bytes(job.device) - left_by_tracing
     peak = peak_flops(job.device, job.precision)
+    most_bytes = peak_memory_bytes(job.device)
     flops_per_byte = job.model.flops_per_byte(config.data.window_bytes, training=True)
     steps_left, time_left_s = _left(job, elapsed_s, step_bytes, step_s, validation_s)
     return Speed(
@@ -231,14 +228,20 @@ def _left(job: Job, elapsed_s: float, step_bytes: int, step_s: float, validation
 
 
 def _validation_s(job: Job) -> float:
-    """Seconds of one validation, from a part of it where all of it takes long."""
+    """Seconds of one validation with its sample, of its scores from a part where all of them take long."""
     total = sum(map(len, job.held_out))
     scored, begun_s, left = 0, time.perf_counter(), iter(job.held_out)
     while time.perf_counter() - begun_s < _VALIDATED_S and (some := _some_of(left)):
         with job.evaluated(), job.autocast():
             bits_per_byte(job.model, some, context_bytes=job.config.data.window_bytes)
         scored += sum(map(len, some))
-    return (time.perf_counter() - begun_s) * total / scored if scored else 0.0
+    if not scored:
+        return 0.0
+    scoring_s = (time.perf_counter() - begun_s) * total / scored
+    begun_s = time.perf_counter()
+    with job.evaluated():
+        sample(job, job.model, lambda: None)
+    return scoring_s + time.perf_counter() - begun_s
 
 
 def _some_of(documents: Iterator[bytes]) -> list[bytes]:
@@ -251,8 +254,3 @@ def _some_of(documents: Iterator[bytes]) -> list[bytes]:
 
 def _step_bytes(config: RunConfig) -> int:
     return config.train.accumulation * config.train.batch_windows * config.data.window_bytes
-
-
-def _resident_bytes(device: torch.device) -> int:
-    """Resident memory of this process; 0 where the system does not say, and where a GPU's memory is what counts."""
-    return 0 if device.type == "cuda" else memory_bytes(device) or 0

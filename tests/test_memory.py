@@ -1,5 +1,9 @@
 """Memory of a step, traced: equal to that of a step that computes, and as the architecture says it must grow."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -77,3 +81,12 @@ def test_heads_one_after_another_need_the_memory_of_one() -> None:
     )
     assert naive > 1.5 * single
     assert sequential < 1.2 * single
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell it")
+def test_the_peak_is_that_of_this_program_and_not_of_the_one_that_started_it() -> None:
+    code = "import torch; from bytelm.memory import peak_memory_bytes; print(peak_memory_bytes(torch.device('cpu')))"
+    large = bytearray(1 << 30)
+    large[::4096] = b"x" * len(large[::4096])  # so that it is really there
+    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 50 << 20 < found < len(large)
