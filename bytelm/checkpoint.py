@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -327,6 +328,8 @@ def write_model(
     """
     _write_tensors(folder / _MODEL, weights)
     write_file(folder / PATH_OF_CONFIG, config_text(config, corpus=corpus, fingerprint=fingerprint).encode())
+    # The library makes files that nobody but their owner can read, and this one is to be given away.
+    (folder / _MODEL).chmod(stat.S_IMODE((folder / PATH_OF_CONFIG).stat().st_mode))
     content = saved_form(vocabulary)
     if content:
         write_file(folder / _VOCABULARY, content)

@@ -67,6 +67,11 @@ def test_a_bfloat16_export_is_the_model_with_rounded_weights(run: Path, tmp_path
     assert sorted(path.name for path in folder.iterdir()) == ["config.toml", "manifest.json", "model.safetensors"]
 
 
+def test_whoever_may_read_the_settings_may_read_the_weights(run: Path, tmp_path: Path) -> None:
+    folder = export_model(run, tmp_path / "model")
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_what_exists_is_not_written_over(run: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(StorageError, match="it exists; choose another --out"):
