@@ -46,7 +46,7 @@ BRANCH: Final = -2
 """Sources of a byte; k >= 1 is head k."""
 
 LEAST_REACH: Final = 0.03
-"""What is reached less often is never worth a row."""
+"""What is reached less often is not looked at: on a CPU it never pays for its row, elsewhere hardly ever."""
 
 MOST_NODES: Final = 47
 """Nodes of a draft at most: with its first id a pass has 48 rows."""

@@ -50,6 +50,12 @@ def refusals_named(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {path}: {cause}; {remedy}") from error
 
 
+def user_cache() -> Path:
+    """The folder of this user's cache that is bytelm's, as the XDG specification places it; it may not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "bytelm"
+
+
 def flush_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk, so that a rename inside it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -8,6 +8,7 @@ with all that head 0 needs. With the latter other heads learn to draft for a mod
 for bit.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +56,21 @@ def read_source(path: Path) -> Source:
     checkpoint = find_checkpoint(path).resolve()
     config, weights = load_weights(checkpoint)
     return Source(checkpoint=checkpoint, config=config, vocabulary=load_vocabulary(checkpoint, config), weights=weights)
+
+
+def settings_from(path: Path, changes: list[str]) -> RunConfig:
+    """Settings of a run that begins with a model: the model's own, with nothing frozen, and what is changed.
+
+    Args:
+        path: As ``read_source`` takes it.
+        changes: As ``RunConfig.with_changes`` takes them; they come last.
+
+    Raises:
+        CheckpointError: No checkpoint is there, or it is damaged.
+        ConfigError: A change is impossible.
+    """
+    begin = ["train.frozen=nothing", f"train.init_from={json.dumps(str(path))}"]
+    return read_source(path).config.with_changes([*begin, *changes])
 
 
 def check_source(source: Source, config: RunConfig) -> None:

@@ -30,7 +30,6 @@ from bytelm.report import SideBySide, side_by_side, write_report
 from bytelm.shipped import shipped_models
 from bytelm.train import Event as TrainEvent
 from bytelm.train import Finished, train
-from bytelm.tune import find_plan
 
 PROMPTS: Final = (
     b"ROMEO:\n",
@@ -40,7 +39,7 @@ PROMPTS: Final = (
 )
 """What the model is asked to continue: both kinds of text of the sample."""
 
-SHIPPED: Final = Path("nano")
+SHIPPED: Final = "nano"
 SHIPPED_PROMPTS: Final = (b"import argparse\n\n\ndef main(", b"The function returns ")
 """What the shipped model is asked to continue: code and documentation."""
 
@@ -138,16 +137,15 @@ def quickstart(
 
 
 def _shipped(max_bytes: int) -> Iterator[Spoke | NotShipped]:
-    if SHIPPED.name not in shipped_models():
-        yield NotShipped(name=SHIPPED.name)
+    if SHIPPED not in shipped_models():
+        yield NotShipped(name=SHIPPED)
         return
-    # By its whole path, for a folder of that name may lie here; what was measured of it is found by its name.
-    model = load(shipped_models()[SHIPPED.name], device="cpu")
+    # By its whole path, for a folder of that name may lie here.
+    model = load(shipped_models()[SHIPPED], device="cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(choose_decoding_threads(model.model.parameter_counts()["total"]))
-    plan, _ = find_plan(SHIPPED, model.model)
     spoken = [
-        side_by_side(model.model, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=plan)
+        side_by_side(model.model, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=model.plan())
         for prompt in SHIPPED_PROMPTS
     ]
     torch.set_num_threads(threads)

@@ -1,9 +1,10 @@
 """Models that come with bytelm: a name without a path means one of them. Their folders are never written into."""
 
 import importlib.resources
-import os
 from pathlib import Path
 from typing import Final
+
+from bytelm.files import user_cache
 
 _FOLDER: Final = "models"
 
@@ -18,15 +19,20 @@ def shipped_models() -> dict[str, Path]:
 
 def is_shipped(folder: Path) -> bool:
     """Whether a folder is that of a shipped model."""
-    return folder in shipped_models().values()
+    return folder.exists() and shipped_model(folder) is not None
 
 
 def own_folder(name: str) -> Path:
-    """Where what is measured of a shipped model here is kept: in the user's cache folder, as XDG places it."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "bytelm" / _FOLDER / name
+    """Where what is measured of a shipped model here is kept."""
+    return user_cache() / _FOLDER / name
 
 
 def shipped_model(name: Path) -> Path | None:
-    """The folder of the shipped model with this name; None where there is none, or where a path of that name exists."""
-    return None if name.exists() or len(name.parts) != 1 else shipped_models().get(name.name)
+    """The folder of the shipped model that a name or the path of its folder means; None where it means none.
+
+    A path that exists comes before a model of the same name.
+    """
+    if name.exists():
+        folder = name.resolve()
+        return next((one for one in shipped_models().values() if one.resolve() == folder), None)
+    return shipped_models().get(name.name) if len(name.parts) == 1 else None

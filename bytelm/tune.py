@@ -442,7 +442,6 @@ def find_plan(path: Path, model: ByteLM) -> tuple[DecodePlan | None, str]:
         model: As it is going to decode.
     """
     plan, why = read_plan(run_folder(path), model)
-    shipped = shipped_model(path)
-    if plan is None and not why and shipped is not None:
+    if plan is None and (shipped := shipped_model(path)) is not None:
         plan, _ = read_plan(shipped, model)  # that its costs are of another machine is nobody's fault
     return plan, why

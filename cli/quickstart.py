@@ -135,18 +135,10 @@ def quickstart(
 
 def _continued(init_from: Path, changes: list[str]) -> "RunConfig":
     """Settings to go on from a model: its own, with a rate that does not undo what it knows."""
-    import json
+    from bytelm.fine_tuning import settings_from
 
-    from bytelm.fine_tuning import read_source
-
-    known = read_source(init_from).config
-    gentle = [
-        "train.frozen=nothing",
-        "train.threads=0",
-        f"train.learning_rate={known.train.learning_rate * _GENTLER}",
-        f"train.init_from={json.dumps(str(init_from))}",
-    ]
-    return known.with_changes([*gentle, *changes])
+    known = settings_from(init_from, ["train.threads=0"])
+    return known.with_changes([f"train.learning_rate={known.train.learning_rate * _GENTLER}", *changes])
 
 
 def _corpus_line(ready: "CorpusReady") -> str:

@@ -204,9 +204,9 @@ def _config(preset: str | None, changes: list[str], init_from: Path | None = Non
     from bytelm.config import RunConfig
 
     if preset is None and init_from is not None:
-        from bytelm.fine_tuning import read_source
+        from bytelm.fine_tuning import settings_from
 
-        return read_source(init_from).config.with_changes(["train.frozen=nothing", *changes])
+        return settings_from(init_from, changes)
     return RunConfig.build(preset or _DEFAULT_PRESET, changes)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bytelm.data.storage import StoredFile
-from bytelm.files import refusals_named
+from bytelm.files import refusals_named, user_cache
 
 CACHE_BYTES: Final = 10 << 30
 """How large a cache may grow."""
@@ -23,9 +23,8 @@ _PART: Final = ".part"
 
 
 def cache_folder() -> Path:
-    """Where shards are kept: ``bytelm/shards`` in the user's cache folder, as the XDG specification places it."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "bytelm" / "shards"
+    """Where shards are kept."""
+    return user_cache() / "shards"
 
 
 class BlockCache:

@@ -165,3 +165,13 @@ def test_what_is_measured_of_a_shipped_model_is_kept_outside_of_the_installation
     plan, why = find_plan(name, model)
     assert plan is not None
     assert (plan.costs, plan.calibration, why) == (prior_plan(model).costs, calibration, "")
+
+    # By the path of its folder it is the same model; and a plan that is refused hides nothing that came with it.
+    assert run_folder(folder) == run_folder(name)
+    assert results_folder(folder) == Path("eval")
+    path.write_text("{")
+    for place in (name, folder):
+        plan, why = find_plan(place, model)
+        assert plan is not None
+        assert plan.calibration == calibration
+        assert "run bytelm tune again" in why

@@ -79,7 +79,7 @@ def test_a_shipped_model_speaks_first_and_own_files_take_the_place_of_the_sample
         list(quickstart(tmp_path / "a", config, max_bytes=8))
 
     shipped = export_model(tmp_path / "a" / "run", tmp_path / "models" / "nano")
-    monkeypatch.setattr("bytelm.quickstart.shipped_models", lambda: {SHIPPED.name: shipped})
+    monkeypatch.setattr("bytelm.quickstart.shipped_models", lambda: {SHIPPED: shipped})
     corpus = tmp_path / "corpus"
     ingest([own_files], corpus)
     second = list(quickstart(tmp_path / "b", config, source=corpus, max_bytes=8))
@@ -120,7 +120,7 @@ def test_the_command_prints_the_page_and_both_outputs(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path}/run/report.html\n"
     assert "equal byte for byte" in done.stderr
-    speeches = len(PROMPTS) + (len(SHIPPED_PROMPTS) if SHIPPED.name in shipped_models() else 0)
+    speeches = len(PROMPTS) + (len(SHIPPED_PROMPTS) if SHIPPED in shipped_models() else 0)
     assert done.stderr.count("plain: ") == done.stderr.count("speculative: ") == speeches
 
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)

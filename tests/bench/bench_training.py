@@ -94,27 +94,10 @@ def resident_bytes() -> int:
 
 def hf_llama(config: Any) -> Any:
     """The Llama of transformers with the shape of ours."""
-    from bytelm.vocab import VOCABULARY_SIZE
+    from llama import llama
 
-    transformers: Any = importlib.import_module("transformers")
-    model = config.model
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=VOCABULARY_SIZE,
-            hidden_size=model.d_model,
-            intermediate_size=model.d_ff,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.attention_heads,
-            num_key_value_heads=model.kv_heads,
-            head_dim=model.head_channels,
-            max_position_embeddings=config.data.window_bytes,
-            tie_word_embeddings=False,
-            attention_bias=False,
-            mlp_bias=False,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
-    )
+    context = config.data.window_bytes
+    return llama(config.model, context_ids=context, use_cache=False, attn_implementation="sdpa")
 
 
 def measure(case: str, shape: list[str], steps: int, what: str) -> dict[str, Any]:
@@ -143,9 +126,9 @@ def measure(case: str, shape: list[str], steps: int, what: str) -> dict[str, Any
     with autocast():  # libraries of the products are loaded before memory is counted
         torch.randn(64, 64, device=device).matmul(torch.randn(64, 64, device=device))
     if case == "hf_llama":
-        # A Llama needs no pictures, and a torchvision of another build would break the import.
-        sys.modules["torchvision"] = None  # type: ignore[assignment]  Python's own way to say "not there"
-        importlib.import_module("transformers.models.llama.modeling_llama")
+        from llama import transformers
+
+        _ = transformers().LlamaForCausalLM
     before = resident_bytes()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     ours = None

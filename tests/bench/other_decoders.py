@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from llama import llama
 
 from bytelm.config import ModelConfig
 
@@ -47,29 +48,17 @@ def absent(packages: Sequence[str]) -> list[str]:
 
 def random_llama(shape: ModelConfig) -> Any:
     """A Llama of Hugging Face with random weights in float32, of the size of ours that a plain step reads."""
-    utilities = importlib.import_module("transformers.utils")
-    # A torchvision of another torch, which some environments have, must not keep a text model from being imported.
-    setattr(utilities, "is_torchvision_available", lambda: False)  # noqa: B010  it is not exported
-    transformers = importlib.import_module("transformers")
-
-    config = transformers.LlamaConfig(
-        vocab_size=shape.vocabulary_size,
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_ff,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.attention_heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=_CONTEXT,
+    torch.manual_seed(0)
+    return llama(
+        shape,
+        context_ids=_CONTEXT,
         rms_norm_eps=shape.norm_epsilon,
         # So that attention is far from even, and a mistake in it is seen.
         initializer_range=shape.d_model**-0.5,
-        tie_word_embeddings=False,
         eos_token_id=None,
         bos_token_id=None,
         pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config).eval()
+    ).eval()
 
 
 class _Begin:
