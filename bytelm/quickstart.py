@@ -154,7 +154,10 @@ def _shipped(max_bytes: int) -> Iterator[Spoke | NotShipped]:
 
 
 def _corpus(out: Path, source: Path | None, on_ingest: Callable[[IngestProgress], None] | None) -> CorpusReady:
-    _check_source(out, source)
+    note, wanted = out / _SOURCE, "the sample" if source is None else str(source.resolve())
+    if note.is_file() and (begun := note.read_text(encoding="utf-8")) != wanted:
+        # It must not be gone on with as if it were of these files.
+        raise ConfigError(f"{out} was begun with {begun}, not with {wanted}; choose another --out")
     folder = out / "corpus"
     reused = (folder / INDEX).exists()
     if source is not None and (source / INDEX).exists():
@@ -164,6 +167,9 @@ def _corpus(out: Path, source: Path | None, on_ingest: Callable[[IngestProgress]
             unpack_sample(out / "sample")
         ingest([out / "sample" if source is None else source], folder, overwrite=True, on_progress=on_ingest)
     corpus = Corpus.open(folder)
+    with refusals_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(note, wanted.encode())
     shards = [shard for split in corpus.splits for shard in corpus.shards(split)]
     return CorpusReady(
         corpus=folder,
@@ -172,16 +178,6 @@ def _corpus(out: Path, source: Path | None, on_ingest: Callable[[IngestProgress]
         packed_bytes=sum(shard.packed_bytes for shard in shards),
         reused=reused,
     )
-
-
-def _check_source(out: Path, source: Path | None) -> None:
-    """A folder that was begun with other files must not be gone on with as if it were of these."""
-    note, wanted = out / _SOURCE, "the sample" if source is None else str(source.resolve())
-    if note.is_file() and (begun := note.read_text(encoding="utf-8")) != wanted:
-        raise ConfigError(f"{out} was begun with {begun}, not with {wanted}; choose another --out")
-    with refusals_named(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_file(note, wanted.encode())
 
 
 def _beginnings(corpus: Path) -> Iterator[bytes]:

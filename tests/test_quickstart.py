@@ -10,7 +10,7 @@ import pytest
 
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
-from bytelm.errors import ConfigError
+from bytelm.errors import BytelmError, ConfigError
 from bytelm.export import export_model
 from bytelm.quickstart import (
     PROMPTS,
@@ -90,6 +90,13 @@ def test_a_shipped_model_speaks_first_and_own_files_take_the_place_of_the_sample
     assert isinstance(ready, CorpusReady)
     assert (ready.corpus, ready.reused) == (corpus, True)
     assert not (tmp_path / "b" / "corpus").exists()
+
+
+def test_a_path_that_is_mistyped_leaves_nothing_that_stands_in_the_way(tmp_path: Path, own_files: Path) -> None:
+    config = RunConfig.build("tiny", [*SMALL, "train.steps=1"])
+    with pytest.raises(BytelmError, match="no such file or folder"):
+        list(quickstart(tmp_path / "a", config, source=tmp_path / "owm", max_bytes=8))
+    assert isinstance(list(quickstart(tmp_path / "a", config, source=own_files, max_bytes=8))[-1], Reported)
 
 
 def test_an_interrupted_quickstart_goes_on_to_the_report(tmp_path: Path) -> None:
