@@ -30,6 +30,8 @@ BudgetKind = Literal["parameters", "flops", "bytes", "seconds"]
 LEAST_STEPS: Final = 10
 """Steps that an arm must make within the budget: fewer are no training."""
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgtp]?)", re.IGNORECASE)
+_BETWEEN_ARMS: Final = re.compile(r",(?![^\[\]]*\])")
+"""Commas, but for those within a list, such as model.ngram_sizes=[2,3]."""
 _POWERS: Final = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12, "p": 15}
 _SHORT: Final = {"k": "heads.count", "family": "heads.family", "curriculum": "heads.curriculum"}
 _LEAST_INNER_WIDTH: Final = 8
@@ -137,7 +139,7 @@ def parse_arms(texts: str) -> list[Arm]:
     Raises:
         ConfigError: One is unknown, or one stands there twice.
     """
-    arms = [Arm.parse(text) for text in texts.split(",") if text.strip()]
+    arms = [Arm.parse(text) for text in _BETWEEN_ARMS.split(texts) if text.strip()]
     if not arms:
         raise ConfigError("there is no arm to compare; write --arms byte:k=1,byte:k=8,bpe:4096:k=1")
     for arm in arms:

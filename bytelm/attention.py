@@ -153,7 +153,7 @@ def attend_range(query_BHMC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, bias_
     groups, keys = key_BGSC.shape[1:3]
     folded = query_BHMC.unflatten(1, (groups, -1)).flatten(2, 3)
     mixed = F.scaled_dot_product_attention(folded, key_BGSC, value_BGSC, bias_RMS.reshape(-1, keys))
-    return mixed.view(query_BHMC.shape)
+    return mixed.reshape(query_BHMC.shape)  # not every kernel's result lies as the queries do
 
 
 def _attend_reference(query_BHTC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Mask) -> Tensor:

@@ -379,16 +379,24 @@ def _version_of(name: str) -> str | None:
 def _declared_extras() -> dict[str, list[str]]:
     """Optional extras of this installation, with the distributions that each brings."""
     extras: dict[str, list[str]] = {}
-    for requirement in importlib.metadata.requires("bytelm") or []:
+    for requirement in _requirements():
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == [\"']([\w-]+)", requirement)
         if name and extra and extra[1] not in _FOR_DEVELOPERS:
             extras.setdefault(extra[1], []).append(name[0])
     return extras
 
 
+def _requirements() -> list[str]:
+    """What this installation declares; nothing where the source tree runs uninstalled."""
+    try:
+        return importlib.metadata.requires("bytelm") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
 def _torch_wanted() -> tuple[str, str] | None:
     """Least version of torch and the first that is too new, as this installation declares them."""
-    for requirement in importlib.metadata.requires("bytelm") or []:
+    for requirement in _requirements():
         low, high = re.search(r">=([\d.]+)", requirement), re.search(r"<([\d.]+)", requirement)
         if re.match(r"torch\b", requirement) and low and high:
             return low[1], high[1]

@@ -24,6 +24,7 @@ from bytelm.config import AttentionBackend, AttentionKind, ModelConfig
 from bytelm.kv_cache import BUCKET, KVCache, key_range
 from bytelm.ngram_rows import NOTHING, ids_before
 from bytelm.packed import PackedWeight
+from bytelm.uncompiled import Uncompiled
 
 ALL_ROWS = slice(None)
 Rows = slice | list[int]
@@ -491,8 +492,7 @@ class Attention(nn.Module):
             (B, rows, D).
         """
         query_BTHC, key_BTGC, value_BTGC = self._project(normed_BTD, shared)
-        mixed = shared.attend(query_BTHC[:, rows], key_BTGC, value_BTGC, self.kind, self.layer, rows)
-        return self.output(mixed.flatten(2))
+        return self.output(_attended(self, query_BTHC, key_BTGC, value_BTGC, shared, rows).flatten(2))
 
     def remember(self, normed_BTD: Tensor, shared: Pass) -> None:
         """Leave keys and values in the cache of the pass, and attend to nothing."""
@@ -506,6 +506,14 @@ class Attention(nn.Module):
         turned = F.rms_norm(turned.float(), (self.channels,), None, self.epsilon) * self.query_key_gain.float()
         query, key = shared.rotary.turn(turned).to(value.dtype).split((self.heads, self.kv_heads), dim=2)
         return query, key, value
+
+
+@Uncompiled
+def _attended(
+    layer: Attention, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, shared: Pass, rows: Rows
+) -> Tensor:
+    # Outside of programs, which would otherwise be made anew for each layer's number.
+    return shared.attend(query_BTHC[:, rows], key_BTGC, value_BTGC, layer.kind, layer.layer, rows)
 
 
 class SwiGLU(nn.Module):

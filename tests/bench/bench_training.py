@@ -11,8 +11,11 @@ resident memory above that of the process before it had a model. There the C lib
 at once (``MALLOC_MMAP_THRESHOLD_``), for all cases alike, because otherwise its leftovers are measured as well; times
 are taken without that.
 
+On a GPU one process measures everything, because each would compile its layers anew, and as a training runs there:
+layers compiled, the backend that ``auto`` takes; a case's time is the median of its steps after three.
+
 The shape is that of a preset: on a CPU ``small`` (45 M parameters) with windows of 2,048 bytes, on a GPU ``small`` and
-``base`` as they are. The cases:
+``base`` as they are, each micro-batch a step, and ``base`` with windows of 32,768 bytes too. The cases:
 
     linear_k1, _k8, _k32          K linear heads
     transformer_k1, _k8           K transformer heads, K - 1 layers taken off the trunk: equal parameters
@@ -27,6 +30,7 @@ The last line is one JSON object.
 """
 
 import argparse
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -106,6 +110,7 @@ def measure(case: str, shape: list[str], steps: int, what: str) -> dict[str, Any
     from torch import nn
 
     from bytelm.attention import choose_backend
+    from bytelm.compiling import choose_compile, compile_layers
     from bytelm.config import RunConfig
     from bytelm.job import choose_precision
     from bytelm.loss import multi_byte_loss
@@ -138,6 +143,8 @@ def measure(case: str, shape: list[str], steps: int, what: str) -> dict[str, Any
         channels = config.model.head_channels
         backend = choose_backend(config.train.attention_backend, device, dtype=dtype, channels=channels).backend
         model = ours = ByteLM(config.model, config.heads, attention_backend=backend)
+        if choose_compile(config.train.compile, device):
+            compile_layers(ours)
     model = model.to(device).train()
     optimizer = make_optimizer(model, config.train)
     width = config.data.window_bytes + config.heads.count
@@ -170,17 +177,18 @@ def measure(case: str, shape: list[str], steps: int, what: str) -> dict[str, Any
     if what == "memory":
         step()
         step()
-        if device.type == "cuda":
-            return facts | {"peak_bytes": torch.cuda.max_memory_allocated(device)}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return facts | {"peak_bytes": peak - before}
-    step()
+    for _ in range(3 if device.type == "cuda" else 1):  # on a GPU the first compile
+        step()
     seconds = []
     for _ in range(steps):
         begun_s = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begun_s)
     facts["step_s"] = seconds
+    if device.type == "cuda":
+        facts["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     if ours is not None:
         speed = facts["step_bytes"] / statistics.median(seconds)
         peak = peak_flops(device, precision)
@@ -241,13 +249,17 @@ def main() -> None:
 
     import torch
 
-    absent = [] if importlib.util.find_spec("transformers") else ["transformers: pip install 'bytelm[bench]'"]
+    absent = {} if importlib.util.find_spec("transformers") else {"transformers": "pip install 'bytelm[bench]'"}
     names = [name for name in CASES if not (absent and name == "hf_llama")]
     if options.only:
         names = [name for name in names if name in options.only]
-    on_gpu = torch.cuda.is_available()
-    shape = ["small"] if on_gpu else ["small", *CPU_SHAPE]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers") if name not in absent}
     rounds, steps = options.rounds, options.steps
+    if torch.cuda.is_available():
+        facts = {"machine": machine(), "versions": versions, "seed": SEED, "steps": steps, "absent": absent}
+        print(json.dumps(facts | on_the_gpu(names, steps)))
+        return
+    shape = ["small", *CPU_SHAPE]
     if options.quick:
         shape, rounds, steps = ["small", *QUICK_SHAPE], 2, 2
 
@@ -273,7 +285,7 @@ def main() -> None:
     others = medians.pop("other", {})
     result: dict[str, Any] = {
         "machine": machine(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers") if not absent},
+        "versions": versions,
         "seed": SEED,
         "rounds": rounds,
         "steps": steps,
@@ -290,20 +302,55 @@ def main() -> None:
             for name in names
         },
     }
-    if on_gpu:
-        result |= on_the_gpu(steps)
     print(json.dumps(result))
 
 
-def on_the_gpu(steps: int) -> dict[str, Any]:
-    """Utilisation and peak memory of the presets as they are, for each family and K."""
-    utilisation: dict[str, float] = {}
-    peaks: dict[str, float] = {}
-    for preset in ("small", "base"):
-        for name in ("linear_k1", "linear_k8", "linear_k32", "transformer_k1", "transformer_k8"):
-            utilisation[f"{preset} {name}"] = round(measured(name, [preset], steps, "seconds")["mfu"], 4)
-            peaks[f"{preset} {name}"] = round(measured(name, [preset], steps, "memory")["peak_bytes"] / 1e9, 3)
-    return {"mfu": utilisation, "peak_memory_gb": peaks}
+GPU_CASES = ("linear_k1", "linear_k8", "linear_k32", "transformer_k1", "transformer_k8", "naive_transformer_k8")
+GPU_SHAPES = {
+    "small": (["small"], (*GPU_CASES, "full_attention", "hf_llama", "full_8192", "window_8192")),
+    "base": (["base"], GPU_CASES),
+    "base 32768": (["base", "data.window_bytes=32768", "train.batch_windows=4"], ("linear_k8",)),
+}
+
+
+def on_the_gpu(names: list[str], steps: int) -> dict[str, Any]:
+    """Times, utilisation and peak memory of the presets as they are, for each family and K."""
+    import torch
+
+    cases: dict[str, dict[str, Any]] = {}
+    for shape_name, (shape, cases_of_shape) in GPU_SHAPES.items():
+        for name in cases_of_shape:
+            if name not in names:
+                continue
+            label = f"{shape_name} {name}"
+            torch.compiler.reset()
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            try:
+                facts = measure(name, shape, steps, "both")
+            except torch.OutOfMemoryError as error:
+                cases[label] = {"out_of_memory": str(error).splitlines()[0]}
+                continue
+            facts["step_s"] = round(statistics.median(facts.pop("step_s")), 5)
+            facts["peak_memory_gb"] = round(facts.pop("peak_bytes") / 1e9, 3)
+            cases[label] = facts
+            print(f"{label}: {json.dumps(facts)}", file=sys.stderr, flush=True)
+
+    def ratios(shape_name: str, pairs: dict[str, tuple[str, str]], what: str) -> dict[str, float]:
+        found = {
+            ratio: [cases.get(f"{shape_name} {name}", {}).get(what) for name in pair] for ratio, pair in pairs.items()
+        }
+        return {ratio: round(above / below, 4) for ratio, (above, below) in found.items() if above and below}
+
+    return {
+        "step_time_ratio": {name: ratios(name, RATIOS, "step_s") for name in ("small", "base")},
+        "peak_memory_ratio": {name: ratios(name, RATIOS, "peak_memory_gb") for name in ("small", "base")},
+        **ratios("small", OTHER_RATIOS, "step_s"),
+        "mfu": {name: round(facts["mfu"], 4) for name, facts in cases.items() if "mfu" in facts},
+        "peak_memory_gb": {name: facts["peak_memory_gb"] for name, facts in cases.items() if "peak_memory_gb" in facts},
+        "cases": cases,
+    }
 
 
 if __name__ == "__main__":
