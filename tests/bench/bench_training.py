@@ -256,8 +256,8 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers") if name not in absent}
     rounds, steps = options.rounds, options.steps
     if torch.cuda.is_available():
-        facts = {"machine": machine(), "versions": versions, "seed": SEED, "steps": steps, "absent": absent}
-        print(json.dumps(facts | on_the_gpu(names, steps)))
+        conditions = {"machine": machine(), "versions": versions, "seed": SEED, "steps": steps, "absent": absent}
+        print(json.dumps(conditions | on_the_gpu(names, steps)))
         return
     shape = ["small", *CPU_SHAPE]
     if options.quick:
