@@ -452,6 +452,7 @@ def test_our_local_window_is_the_local_attention_of_xformers(attn_bias: types.Mo
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, where it compiles FlexAttention
 @pytest.mark.parametrize("about", [0, FEW, MANY])
 @pytest.mark.parametrize(("length", "window_bytes"), [(512, GLOBAL), (600, 100), (1100, 300)])
 @pytest.mark.parametrize("backend", ["torch", "flex", "xformers"])
