@@ -264,7 +264,9 @@ class Drafter:
             if not said and self._past is not None and (head is not None or depth == 0):
                 match = self._past.find(drafted)
                 if match is not None:
-                    said, length = self._past.following(match.place, limit - len(found)), match.length
+                    said, length = self._past.following(match.place, limit - len(found), drafted), match.length
+            if said and not self._law.permits(said[0], node):
+                said = b""  # what can never be chosen
             if head is None and not said:
                 break
             guess = (said[0], length) if said else None
@@ -482,19 +484,22 @@ def plan(
         key=lambda one: -one[0],
     )  # stable: a parent stays before a child that is as likely
     counts = [1] * len(proposals)
-    expected, best_value, best_count = float(len(proposals)), -math.inf, 0
-    for count in range(len(ranked) + 1):
-        if count:
-            reach, sequence, _ = ranked[count - 1]
-            if counts[sequence] > MOST_NODES or reach < LEAST_REACH:
-                break
-            counts[sequence] += 1
-            expected += reach
+    expected = float(len(proposals))
+    taken: list[tuple[int, int]] = []
+    best_value, best_count = expected - rate * cost.of(rows.total(counts), len(proposals)), 0
+    for reach, sequence, index in ranked:
+        if reach < LEAST_REACH:
+            break
+        if counts[sequence] > MOST_NODES:
+            continue
+        counts[sequence] += 1
+        taken.append((sequence, index))
+        expected += reach
         value = expected - rate * cost.of(rows.total(counts), len(proposals))
         if value > best_value + 1e-9:
-            best_value, best_count = value, count
+            best_value, best_count = value, len(taken)
     chosen: list[list[int]] = [[] for _ in proposals]
-    for _, sequence, index in ranked[:best_count]:
+    for sequence, index in taken[:best_count]:
         chosen[sequence].append(index)
     return [_draft(proposal, indices) for proposal, indices in zip(proposals, chosen, strict=True)]
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
-from bytelm.drafting import PAST, DraftPolicy
+from bytelm.drafting import BRANCH, PAST, DraftPolicy
 from bytelm.errors import GenerationError
 from bytelm.law import Law
 from bytelm.sampling import CHOICES, Sampler
@@ -58,6 +59,7 @@ class GenerateSettings:
     accept: Acceptance = "coupled"
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.max_bytes < 0:
             raise GenerationError(f"max_bytes = {self.max_bytes} is negative; use 0 or more")
         choices = (("draft", DraftPolicy), ("exact", Exactness), ("accept", Acceptance))
@@ -76,6 +78,19 @@ class GenerateSettings:
                 raise GenerationError("accept = 'rejection' has no effect at temperature 0, which is greedy")
             if self.draft not in ("adaptive", "heads"):
                 raise GenerationError(f"accept = 'rejection' draws from the heads, not from draft = {self.draft!r}")
+
+    def _check_types(self) -> None:
+        numbers = (("max_bytes", int), ("seed", int), ("sequence", int), ("top_k", int), ("temperature", float))
+        for name, kind in (*numbers, ("top_p", float), ("min_p", float), ("repetition_penalty", float)):
+            value = getattr(self, name)
+            left_out = value is None and name in ("top_k", "top_p", "min_p")
+            if isinstance(value, bool) or not (left_out or isinstance(value, Integral if kind is int else Real)):
+                raise GenerationError(f"{name} = {value!r} is no {'whole ' if kind is int else ''}number; give one")
+        for name in ("utf8", "logprobs"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise GenerationError(f"{name} = {value!r} is neither true nor false; give one of them")
+        if not isinstance(self.stop, tuple) or not all(isinstance(stop, bytes) for stop in self.stop):
+            raise GenerationError(f"stop = {self.stop!r} is no tuple of bytes; give one")
 
     def sampler(self, choices: int = CHOICES) -> Sampler:
         """The rule of choice that these settings name, among so many ids."""
@@ -140,6 +155,8 @@ class Generation:
         accepted_by_head: How many of them were right, which needs all before it to be right too.
         proposed_by_past: Drafts of the text's own past that were verified.
         accepted_by_past: How many of them were right.
+        proposed_by_branch: What the trunk had chosen behind a branch, and was verified in its own place.
+        accepted_by_branch: How many of these were right.
     """
 
     data: bytes
@@ -153,6 +170,8 @@ class Generation:
     accepted_by_head: tuple[int, ...]
     proposed_by_past: int = 0
     accepted_by_past: int = 0
+    proposed_by_branch: int = 0
+    accepted_by_branch: int = 0
 
     @classmethod
     def of(
@@ -184,6 +203,8 @@ class Generation:
             accepted_by_head=(len(steps), *(accepted.count(head) for head in range(1, prediction_heads))),
             proposed_by_past=proposed.count(PAST),
             accepted_by_past=accepted.count(PAST),
+            proposed_by_branch=proposed.count(BRANCH),
+            accepted_by_branch=accepted.count(BRANCH),
         )
 
     @property

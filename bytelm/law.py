@@ -79,9 +79,16 @@ class Law:
             values = changed[seen]
             changed[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)
         if self._utf8:
-            changed[utf8_automaton.forbidden(node.utf8_state, max(1, self._max_bytes - node.position))] = -np.inf
+            changed[self._forbidden(node)] = -np.inf
         return changed
+
+    def permits(self, identifier: int, node: Node) -> bool:
+        """Whether an id may be chosen at a node, whatever the logits."""
+        return not self._utf8 or not self._forbidden(node)[identifier]
 
     def choose(self, logits_V: npt.NDArray[np.float32], node: Node) -> int:
         """The id at a node, in [0, 257)."""
         return self.sampler.choose(self.logits(logits_V, node)[None], node.position)[0]
+
+    def _forbidden(self, node: Node) -> npt.NDArray[np.bool_]:
+        return utf8_automaton.forbidden(node.utf8_state, max(1, self._max_bytes - node.position))

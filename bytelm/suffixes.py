@@ -65,14 +65,16 @@ class SuffixIndex:
                 return Match(place, length + self._more(tail, place, length))
         return None
 
-    def following(self, place: int, count: int) -> bytes:
-        """Bytes from a place on; what would be behind the text's end repeats what is in front of it.
+    def following(self, place: int, count: int, drafted: bytes = b"") -> bytes:
+        """Bytes from a place on, in the text with drafted bytes behind it; at its end they begin again.
 
         Example:
             >>> SuffixIndex(b"xyzxyz").following(3, 5)
             b'xyzxy'
+            >>> SuffixIndex(b"xyzxyz").following(3, 7, drafted=b"!")
+            b'xyz!xyz'
         """
-        found = bytes(self._data[place : place + count])
+        found = (bytes(self._data[place : place + count]) + drafted)[:count]
         while found and len(found) < count:
             found += found[: count - len(found)]
         return found

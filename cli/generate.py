@@ -103,9 +103,10 @@ def generate(
         raise GenerationError("--show-drafts has nothing to show with --draft none; leave one of them out")
     if logprobs and not (as_json or batch_file):
         raise GenerationError("--logprobs are told in JSON alone; add --json, or leave --logprobs out")
-    if (batch_file or interactive) and (as_json or raw or show_drafts or (batch_file and interactive)):
+    if (batch_file or interactive) and (as_json or raw or show_drafts or stats or (batch_file and interactive)):
         name = "--batch-file" if batch_file else "--interactive"
-        raise GenerationError(f"{name} has an output of its own; leave out --json, --raw, --show-drafts and the like")
+        others = "--json, --raw, --show-drafts, --stats and the like"
+        raise GenerationError(f"{name} has an output of its own; leave out {others}")
     prompt_data = _read_prompt(prompt, prompt_file, prompt_hex, others=bool(batch_file or interactive))
 
     import torch
@@ -160,6 +161,11 @@ def generate(
     else:
         if show_drafts:
             console.people().print(view.legend)
+        if len(prompt_data) < model.context_bytes < len(prompt_data) + len(generation.data):
+            console.say(
+                f"the context of {model.context_bytes} bytes filled up: its last half was read afresh, "
+                "and what came before was forgotten"
+            )
         console.say(_statistics(generation, settings))
         if stats:
             console.people().print(_table(generation))
@@ -169,7 +175,8 @@ def generate(
 
 def _read_prompt(prompt: str | None, file: Path | None, digits: str | None, *, others: bool) -> bytes:
     """The one prompt, from where it was given; none where prompts come from elsewhere."""
-    given = [name for name, value in (("a prompt", prompt), ("--prompt-file", file), ("--prompt-hex", digits)) if value]
+    sources = (("a prompt", prompt), ("--prompt-file", file), ("--prompt-hex", digits))
+    given = [name for name, value in sources if value is not None]
     if len(given) > 1 or (given and others):
         raise GenerationError(f"{' and '.join(given)} cannot be given together with other prompts; leave one out")
     if digits is not None:
@@ -234,12 +241,15 @@ def _statistics(generation: "Generation", settings: "GenerateSettings") -> str:
 
 def _table(generation: "Generation") -> Table:
     """What became of the drafts of each source."""
+    from bytelm.drafting import BRANCH, PAST
+
     table = Table(box=None, padding=(0, 1))
     for title in ("source", "verified", "right", "share"):
         table.add_column(title, justify="left" if title == "source" else "right")
     pairs = list(zip(generation.proposed_by_head, generation.accepted_by_head, strict=True))
     counts = [(source_name(head), *pair) for head, pair in enumerate(pairs) if head]
-    counts.append((source_name(-1), generation.proposed_by_past, generation.accepted_by_past))
+    counts.append((source_name(PAST), generation.proposed_by_past, generation.accepted_by_past))
+    counts.append((source_name(BRANCH), generation.proposed_by_branch, generation.accepted_by_branch))
     for name, proposed, accepted in counts:
         table.add_row(name, str(proposed), str(accepted), f"{accepted / proposed:.2f}" if proposed else "")
     table.add_row("rows of all passes", str(generation.rows), str(len(generation.data)), "")

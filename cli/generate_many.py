@@ -1,13 +1,11 @@
 """``bytelm generate`` for many prompts: a file of JSON Lines, or a person who types them."""
 
 import base64
-import binascii
 import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from bytelm.generation import GenerateSettings, Step
 
 _PER_LINE: Final = ("max_bytes", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "utf8")
-"""Settings that a line may have of its own."""
+"""Settings that a line may have of its own, and ``stop``, a string or a list of them."""
 
 
 def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", *, slots: int) -> int:
@@ -33,7 +31,7 @@ def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", 
     Args:
         model: Loaded.
         path: JSON Lines; - is stdin. An object has ``prompt`` (text) or ``prompt_base64`` (any bytes), and may have an
-            ``id`` and settings of its own. Line n is sequence n of its seed.
+            ``id`` and settings of its own. Prompt n is sequence n of its seed.
         settings: Where a line says nothing else.
         slots: Prompts at a time.
 
@@ -43,13 +41,7 @@ def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", 
     from bytelm.decode import decode_batch
     from bytelm.generation import Generation
 
-    asked: list[tuple[Any, Request]] = []
-
-    def requests() -> "Iterator[Request]":
-        for name, request in _requests(path, settings):
-            asked.append((name, request))
-            yield request
-
+    asked = _requests(path, settings)
     steps: dict[int, list[Step]] = {}
     begin, written = time.perf_counter(), 0
     generated = passes = 0
@@ -66,7 +58,11 @@ def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", 
 
     done: set[int] = set()
     for index, step in decode_batch(
-        model.model, requests(), context_bytes=model.context_bytes, slots=slots, tuned=model.plan()
+        model.model,
+        [request for _, request in asked],
+        context_bytes=model.context_bytes,
+        slots=slots,
+        tuned=model.plan(),
     ):
         steps.setdefault(index, []).append(step)
         generated, passes = generated + len(step.data), passes + 1
@@ -85,29 +81,44 @@ def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", 
     return console.EXIT_OK
 
 
-def _requests(path: Path, settings: "GenerateSettings") -> "Iterator[tuple[Any, Request]]":
+def _requests(path: Path, settings: "GenerateSettings") -> "list[tuple[Any, Request]]":
+    """All prompts with their ids, so that a line that is none is found before anything is generated."""
     from bytelm.decode import Request
 
+    found: list[tuple[Any, Request]] = []
     try:
         lines = sys.stdin.buffer.readlines() if str(path) == "-" else path.read_bytes().splitlines()
     except OSError as error:
         raise GenerationError(f"cannot read the prompts {path}: {error.strerror}; give another file") from error
-    for number, line in enumerate((line for line in lines if line.strip()), start=1):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             value = json.loads(line)
             if not isinstance(value, dict) or ("prompt" in value) == ("prompt_base64" in value):
                 raise ValueError("it is no object with either prompt or prompt_base64")
-            if unknown := set(value) - {"prompt", "prompt_base64", "id", *_PER_LINE}:
-                raise ValueError(f"it has {', '.join(sorted(unknown))}; known: {', '.join(_PER_LINE)}")
-            if "prompt" in value:
-                prompt = str(value["prompt"]).encode()
-            else:
-                prompt = base64.b64decode(value["prompt_base64"], validate=True)
-            changes = {name: value[name] for name in _PER_LINE if name in value}
-            own = dataclasses.replace(settings, sequence=number - 1, **changes)
-        except (ValueError, TypeError, binascii.Error) as error:
+            if unknown := set(value) - {"prompt", "prompt_base64", "id", "stop", *_PER_LINE}:
+                raise ValueError(f"it has {', '.join(sorted(unknown))}; known: {', '.join(_PER_LINE)}, stop")
+            name = "prompt" if "prompt" in value else "prompt_base64"
+            if not isinstance(text := value[name], str):
+                raise ValueError(f"its {name} is {text!r}, which is no string")
+            prompt = text.encode() if name == "prompt" else base64.b64decode(text, validate=True)
+            changes = {key: value[key] for key in _PER_LINE if key in value}
+            if "stop" in value:
+                changes["stop"] = _stop(value["stop"])
+            own = dataclasses.replace(settings, sequence=len(found), **changes)
+        except (ValueError, GenerationError) as error:
             raise GenerationError(f"line {number} of {path} is no prompt: {error}") from error
-        yield value.get("id"), Request(prompt, own)
+        found.append((value.get("id"), Request(prompt, own)))
+    return found
+
+
+def _stop(value: Any) -> tuple[bytes, ...]:
+    """Stop strings of a line: one, or a list."""
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+        raise ValueError(f"its stop is {value!r}, which is no string and no list of them")
+    return tuple(string.encode() for string in strings)
 
 
 def interactively(model: "LanguageModel", settings: "GenerateSettings") -> int:

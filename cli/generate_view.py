@@ -55,16 +55,19 @@ class RawBytes:
 
 
 class SafeText:
-    """Text without control characters, for files and pipes in UTF-8; with marks, drafted bytes stand in ‹ ›.
+    """Text without control characters, for files and pipes in UTF-8.
 
-    In a pair of marks the first byte was drafted by head 1, the next by head 2, and so on.
+    With marks, bytes that heads drafted stand in ‹ ›, one head after another, and those of the text's own past in « ».
+    What the trunk chose stands alone, behind a branch too.
     """
 
     def __init__(self, *, marks: bool) -> None:
         self._decoder = TextDecoder("escape")
         self._marks = marks
-        self._open = self._over = False
-        self.legend = Text("‹drafted by heads 1, 2, … in order›, the rest chosen by the trunk" if marks else "")
+        self._close = ""  # the mark that is due
+        self._over = False
+        legend = "‹drafted by heads, one after another›, «by the text's own past», the rest chosen by the trunk"
+        self.legend = Text(legend if marks else "")
 
     def show(self, data: bytes, heads: Sequence[int]) -> None:
         """See ``View``."""
@@ -72,23 +75,22 @@ class SafeText:
             self._write(self._decoder.feed(data))
             return
         for place, head in enumerate(heads):
-            self._over |= head in (0, 1)  # head 1 begins another draft
+            self._over |= head == 1  # begins another draft
             text = self._decoder.feed(data[place : place + 1])
             if text:
                 self._write(self._marked(head) + text)
 
     def finish(self) -> None:
         """See ``View``."""
-        self._write(self._decoder.finish() + ("›" if self._open else ""))
+        self._write(self._decoder.finish() + self._close)
 
     def _marked(self, head: int) -> str:
-        """Marks before a character of a head."""
-        marks = ""
-        if self._open and self._over:
-            self._open, marks = False, "›"
-        if not self._open and head != 0:
-            self._open, marks = True, marks + "‹"
-        self._over = False
+        """Marks before a character of a source."""
+        opening, closing = ("‹", "›") if head >= 1 else ("«", "»") if head == -1 else ("", "")
+        if closing == self._close and not self._over:
+            return ""
+        marks = self._close + opening
+        self._close, self._over = closing, False
         return marks
 
     def _write(self, text: str) -> None:

@@ -136,7 +136,7 @@ def _costs(tuning: "Tuning") -> Table:
 
 def _checks(tuning: "Tuning") -> Table:
     table = Table(title="decoding held-out text with the plan", box=None, padding=(0, 1))
-    for title in ("text", "bytes a step", "plain B/s", "predicted B/s", "achieved B/s", "accepted"):
+    for title in ("text", "bytes a step", "plain B/s", "predicted B/s", "achieved B/s", "off", "accepted"):
         table.add_column(title, justify="left" if title in ("text", "accepted") else "right")
     for check in tuning.checks:
         shares = [f"{name} {right}/{total}" for name, (total, right) in sorted(check.acceptance.items())]
@@ -144,6 +144,7 @@ def _checks(tuning: "Tuning") -> Table:
             console.shown(check.kind),
             f"{check.bytes_per_step:.2f}",
             *(f"{rate:,.0f}" for rate in (check.plain, check.predicted, check.achieved)),
+            f"{check.achieved / check.predicted - 1:+.0%}",
             "  ".join(shares),
         )
     return table

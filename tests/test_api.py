@@ -14,6 +14,7 @@ import bytelm
 from bytelm.api import GenerateOptions, LanguageModel, load
 from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.config import RunConfig
+from bytelm.drafting import DraftPolicy
 from bytelm.errors import CheckpointError, ConfigError, GenerationError
 from bytelm.generation import GenerateSettings
 from bytelm.model import ByteLM
@@ -113,6 +114,14 @@ def test_scores_are_those_of_reading_byte_by_byte(model: LanguageModel) -> None:
             expected.append(logits_V.double().log_softmax(0)[byte].item())
             ids.append(byte)
         np.testing.assert_allclose(model.score(prompt, continuation), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("draft", ["none", "adaptive", "heads"])
+def test_log_probabilities_of_a_generation_are_its_scores(model: LanguageModel, draft: DraftPolicy) -> None:
+    for temperature in (0.0, 1.0):
+        generation = model.generate(b"best of", max_bytes=20, draft=draft, temperature=temperature, logprobs=True)
+        scores = model.score(b"best of", generation.data)
+        np.testing.assert_allclose(generation.logprobs, scores, rtol=0, atol=1e-4)
 
 
 def test_a_greedy_byte_has_the_best_score_of_all_bytes(model: LanguageModel) -> None:

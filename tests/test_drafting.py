@@ -114,6 +114,18 @@ def test_an_end_of_document_and_what_is_behind_it_is_not_drafted() -> None:
     assert [node.identifier for node in one.candidates(logits_KV, [7, 8], node, 3)] == [7, 8, 65]
 
 
+@pytest.mark.parametrize("policy", ["adaptive", "ngram"])
+def test_a_byte_that_can_never_be_chosen_is_not_drafted(policy: str) -> None:
+    one, asked = drafter(policy, b"abcd\xb1 abcd", utf8=True)
+    node = asked.law().first_node(b"abcd")
+    logits_KV = np.zeros((4, VOCABULARY_SIZE), np.float32)
+    for logits in (None, logits_KV):
+        for candidate in one.candidates(logits, [], node, 8):
+            assert candidate.identifier != 0xB1  # what followed the last time, which is no UTF-8
+    unconstrained, asked = drafter(policy, b"abcd\xb1 abcd")
+    assert unconstrained.candidates(None, [], asked.law().first_node(b"abcd"), 8)[0].identifier == 0xB1
+
+
 def test_heads_that_are_no_numbers_draft_nothing() -> None:
     one, asked = drafter("heads")
     logits_KV = np.full((4, VOCABULARY_SIZE), np.nan, np.float32)
@@ -141,6 +153,13 @@ def test_shares_move_from_the_guess_to_what_was_seen() -> None:
     for _ in range(300):
         calibration.observe("new", right=False)
     assert calibration.share("new", 0.3) < 0.15
+
+
+def test_a_draft_as_long_as_a_pass_keeps_no_other_sequence_from_its_own() -> None:
+    long = [candidate(index - 1, 1.0) for index in range(60)]
+    short = [candidate(index - 1, 0.9) for index in range(5)]
+    first, second = plan([long, short], "adaptive", StepCost((1, 128), (1.0, 1.0), 0.0), 1.0, rows=RowRule())
+    assert (len(first.nodes), len(second.nodes)) == (MOST_NODES, 5)
 
 
 def test_no_draft_is_longer_than_a_pass() -> None:

@@ -66,6 +66,8 @@ def requests(draft: DraftPolicy) -> list[Request]:
             prompt = source.randbytes(len(prompt) % 200)
         if index % 3 == 2:
             prompt = prompt[: len(prompt) // 2] + source.randbytes(3) + prompt[: len(prompt) // 2]
+        if index % 20 == 14:  # characters of three bytes that come again, cut anywhere
+            prompt = ("山高月小，水落石出。" * 20).encode()[: len(prompt)]
         settings = GenerateSettings(
             max_bytes=BYTES,
             draft=draft,

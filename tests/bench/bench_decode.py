@@ -343,14 +343,16 @@ def main() -> None:
     subject.add_argument("--run", type=Path)
     subject.add_argument("--shape", help="of a model with random weights: WIDTH,LAYERS,HEADS,KV_HEADS,INNER")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--threads", default="1", help="numbers of threads, separated by commas")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    both = "1,2" if cores > 1 else "1"
+    parser.add_argument("--threads", default=both, help=f"numbers of threads, separated by commas; default: {both}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-bytes", type=int, default=192)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--precision", choices=tuple(DTYPES), default="float32")
     arguments = parser.parse_args()
     counts = [int(one) for one in arguments.threads.split(",")]
-    if hasattr(os, "sched_getaffinity") and max(counts) > (cores := len(os.sched_getaffinity(0))):
+    if max(counts) > cores:
         parser.error(f"{max(counts)} threads would share {cores} cores: what waits there by spinning takes forever")
     warnings.filterwarnings("ignore")
 

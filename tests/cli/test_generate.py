@@ -165,6 +165,13 @@ def test_a_prompt_beyond_the_context_is_said_to_be_cut(run: Path, capfdbinary: A
     assert b"the prompt has 64 bytes and the context 64: its last 32 bytes are read" in capfdbinary.readouterr().err
 
 
+def test_a_context_that_fills_up_is_said_to_have_been_forgotten(run: Path, capfdbinary: Any) -> None:
+    command(run, "p" * 40, "--max-bytes", "24")
+    assert b"forgotten" not in capfdbinary.readouterr().err
+    command(run, "p" * 40, "--max-bytes", "25")
+    assert b"the context of 64 bytes filled up: its last half was read afresh" in capfdbinary.readouterr().err
+
+
 def test_a_plan_that_is_not_of_this_model_is_said_not_to_be_used(run: Path, capfdbinary: Any) -> None:
     (run / "decode.json").write_text('{"format": 1, "key": {}}')
     try:
@@ -175,14 +182,17 @@ def test_a_plan_that_is_not_of_this_model_is_said_not_to_be_used(run: Path, capf
 
 
 def test_prompts_of_a_file_are_continued_as_each_alone(run: Path, tmp_path: Path, capfdbinary: Any) -> None:
+    ascii_strings = [chr(byte) for byte in range(128)]
     lines = [
         {"prompt": "né", "id": "first"},
         {"prompt_base64": base64.b64encode(b"\xff\x00").decode(), "max_bytes": 3, "temperature": 1.0, "seed": 4},
         {"prompt": "", "max_bytes": 0},
         {"prompt": "x" * 70, "utf8": True},
+        {"prompt": "né", "stop": ascii_strings, "temperature": 1.0},
+        {"prompt": "né", "stop": "é", "temperature": 1.0, "max_bytes": 2},
     ]
     path = tmp_path / "prompts.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    path.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n\n")
     assert command(run, "--batch-file", path, "--max-bytes", "20", "--slots", "2", "--logprobs") == 0
     answers = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     model = load(run)
@@ -191,18 +201,42 @@ def test_prompts_of_a_file_are_continued_as_each_alone(run: Path, tmp_path: Path
         model.generate(b"\xff\x00", max_bytes=3, temperature=1.0, seed=4, sequence=1, logprobs=True),
         model.generate("", max_bytes=0),
         model.generate("x" * 70, max_bytes=20, utf8=True, sequence=3, logprobs=True),
+        model.generate("né", max_bytes=20, stop=ascii_strings, temperature=1.0, sequence=4, logprobs=True),
+        model.generate("né", max_bytes=2, stop="é", temperature=1.0, sequence=5, logprobs=True),
     ]
     assert [base64.b64decode(answer["bytes_base64"]) for answer in answers] == [one.data for one in expected]
     assert [answer["logprobs"] for answer in answers] == [list(one.logprobs) for one in expected]
-    assert [answer["index"] for answer in answers] == [0, 1, 2, 3]
+    assert [answer["index"] for answer in answers] == [0, 1, 2, 3, 4, 5]
+    assert answers[4]["finish_reason"] == "stop"
     assert answers[0]["id"] == "first"
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"prompt": "a", "prompt_base64": ""}', '{"prompt": "a", "k": 1}'])
-def test_a_line_that_is_no_prompt_is_named(run: Path, tmp_path: Path, line: str) -> None:
-    (tmp_path / "prompts").write_text('{"prompt": "good", "max_bytes": 1}\n' + line)
-    with pytest.raises(GenerationError, match="line 2 of"):
-        command(run, "--batch-file", tmp_path / "prompts")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"prompt": "a", "prompt_base64": ""}',
+        '{"prompt": "a", "k": 1}',
+        '{"prompt": null}',
+        '{"prompt": "\\ud800"}',
+        '{"prompt_base64": "?"}',
+        '{"prompt": "a", "max_bytes": 5.5}',
+        '{"prompt": "a", "max_bytes": "5"}',
+        '{"prompt": "a", "utf8": "no"}',
+        '{"prompt": "a", "top_p": 7, "temperature": 1}',
+        '{"prompt": "a", "stop": 5}',
+        '{"prompt": "a", "stop": [""]}',
+    ],
+)
+def test_a_line_that_is_no_prompt_is_named_before_anything_is_generated(
+    run: Path, tmp_path: Path, line: str, capfdbinary: Any
+) -> None:
+    (tmp_path / "prompts").write_text('\n{"prompt": "good", "max_bytes": 1}\n' + line)
+    with pytest.raises(GenerationError, match="line 3 of"):
+        command(run, "--batch-file", tmp_path / "prompts", "--slots", "1")
+    assert capfdbinary.readouterr().out == b""
 
 
 def test_prompts_are_asked_for_until_an_empty_line(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -217,6 +251,7 @@ def test_statistics_name_every_source(run: Path, capfdbinary: Any) -> None:
     err = capfdbinary.readouterr().err.decode()
     assert all(f"head {head} " in err for head in (1, 2, 3))
     assert "past" in err
+    assert "branch" in err
     assert err.endswith(f"plan: guesses; bytelm tune {run} measures this machine\n")
 
 
@@ -252,7 +287,9 @@ def test_a_prompt_in_hexadecimal_digits(run: Path, capfdbinary: Any) -> None:
         (["p", "--raw", "--json"], "leave out --json"),
         (["--prompt-hex", "f"], "not hexadecimal"),
         (["p", "--interactive"], "cannot be given together"),
+        (["p", "--prompt-hex", ""], "cannot be given together"),
         (["--batch-file", "f", "--json"], "output of its own"),
+        (["--interactive", "--stats"], "output of its own"),
         (["p", "--logprobs"], "in JSON alone"),
         (["p", "--raw", "--show-drafts"], "leave out --show-drafts"),
         (["p", "--show-drafts", "--draft", "none"], "nothing to show"),
@@ -276,8 +313,10 @@ def test_marks_without_colours_tell_each_draft_apart(capfdbinary: Any) -> None:
     view.show("€".encode(), (1, 2, 0))  # whole with the trunk's byte
     view.show(b"g\xe2\x82", (1, 2, 0))  # ends inside a character
     view.show(b"\xac\x1b", (1, 2))
+    view.show(b"hijklm", (-1, -1, 3, -2, -1, 0))
+    view.show(b"n", (-1,))
     view.finish()
-    assert capfdbinary.readouterr().out.decode() == "‹ab›c‹d›ef€‹g›‹€\\x1b›"
+    assert capfdbinary.readouterr().out.decode() == "‹ab›c‹d›ef€‹g›‹€\\x1b›«hi»‹j›k«l»m«n»"
 
 
 def test_a_terminal_shows_the_prompt_dimmed_and_obeys_nothing_that_was_generated() -> None:
