@@ -500,6 +500,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "tiny": {
         "data": {"window_bytes": 256},
         "train": {
+            "optimizer": "muon",
             "learning_rate": 5e-3,
             "warmup_fraction": 0.05,
             "batch_windows": 4,
@@ -519,7 +520,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "local_window_bytes": 512,
         },
         "data": {"window_bytes": 2048},
-        "train": {"learning_rate": 2e-3, "batch_windows": 16, "steps": 20_000},
+        "train": {"optimizer": "muon", "learning_rate": 4e-3, "batch_windows": 16, "steps": 20_000},
     },
     # About 45 M.
     "small": {

@@ -64,7 +64,7 @@ def test_a_budget_that_is_asked_for_replaces_the_presets(budget: str) -> None:
         (["train.steps=5", "train.bytes=5"], "one budget decides"),
         (["train.learning_rate=nan"], "train.learning_rate"),
         (["train.optimizer=adam"], "'adamw' or 'muon'"),
-        (["train.muon_momentum=0.9"], "only with train.optimizer = muon"),
+        (["train.optimizer=adamw", "train.muon_momentum=0.9"], "only with train.optimizer = muon"),
         (["train.decay_fraction=0.1"], "only with train.schedule = wsd"),
         (["train.schedule=wsd", "train.decay_fraction=0.9", "train.warmup_fraction=0.2"], "more than the budget"),
     ],

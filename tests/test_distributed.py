@@ -46,6 +46,7 @@ SHAPE = [
     "model.local_window_bytes=8",
     "heads.count=3",
     "data.window_bytes=24",
+    "train.optimizer=adamw",
 ]
 TINY = [
     *SHAPE,

@@ -28,6 +28,7 @@ TINY = [
     "model.local_window_bytes=8",
     "heads.count=1",
     "data.window_bytes=24",
+    "train.optimizer=adamw",
     "train.batch_windows=4",
     "train.precision=float32",
     "train.threads=1",

@@ -18,6 +18,7 @@ SMALL = [
     "model.d_ff=64",
     "model.local_window_bytes=32",
     "data.window_bytes=160",
+    "train.optimizer=adamw",
     "heads.count=4",
     "train.batch_windows=2",
 ]

@@ -42,6 +42,7 @@ TINY = [
     "model.local_window_bytes=8",
     "heads.count=2",
     "data.window_bytes=24",
+    "train.optimizer=adamw",
     "train.batch_windows=4",
     "train.precision=float32",
     "train.threads=1",
