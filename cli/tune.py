@@ -82,6 +82,7 @@ def tune(
         )
     people.print(_costs(tuning))
     people.print(_checks(tuning))
+    people.print(_acceptance(tuning))
     console.result(f"{path} written in {tuning.elapsed_s:.0f} s")
 
 
@@ -136,17 +137,31 @@ def _costs(tuning: "Tuning") -> Table:
 
 def _checks(tuning: "Tuning") -> Table:
     table = Table(title="decoding held-out text with the plan", box=None, padding=(0, 1))
-    for title in ("text", "bytes a step", "plain B/s", "predicted B/s", "achieved B/s", "off", "accepted"):
-        table.add_column(title, justify="left" if title in ("text", "accepted") else "right")
+    for title in ("text", "bytes a step", "plain B/s", "predicted B/s", "achieved B/s", "off"):
+        table.add_column(title, justify="left" if title == "text" else "right")
     for check in tuning.checks:
-        shares = [f"{name} {right}/{total}" for name, (total, right) in sorted(check.acceptance.items())]
         table.add_row(
             console.shown(check.kind),
             f"{check.bytes_per_step:.2f}",
             *(f"{rate:,.0f}" for rate in (check.plain, check.predicted, check.achieved)),
             f"{check.achieved / check.predicted - 1:+.0%}",
-            "  ".join(shares),
         )
+    return table
+
+
+def _acceptance(tuning: "Tuning") -> Table:
+    """What became of each source's drafts, a column for each text."""
+    table = Table(title="drafts that were right", box=None, padding=(0, 1))
+    table.add_column("source")
+    for check in tuning.checks:
+        table.add_column(console.shown(check.kind), justify="right")
+    sources = {source for check in tuning.checks for source in check.acceptance}
+    for source in sorted(sources, key=lambda name: (not name.isdigit(), name.zfill(2))):
+        cells = []
+        for check in tuning.checks:
+            total, right = check.acceptance.get(source, (0, 0))
+            cells.append(f"{right}/{total} {right / total:4.0%}" if total else "")
+        table.add_row(f"head {source}" if source.isdigit() else source, *cells)
     return table
 
 
