@@ -13,7 +13,7 @@ Shapes: B batch, T bytes (M rows of a decoding pass), D width, K prediction head
 """
 
 import abc
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bytelm.config import AttentionBackend, AttentionKind, HeadFamily, HeadsConfig, ModelConfig
 from bytelm.layers import ALL_ROWS, Block, Linear, Pass, RMSNorm, Rotary, Rows, WindowPass
-from bytelm.packed import PackedWeight
+from bytelm.packed import Packed, pack
 
 
 class PredictionHeads(nn.Module, abc.ABC):
@@ -174,8 +174,10 @@ class PredictionHeads(nn.Module, abc.ABC):
         """
         return self.stacked_logits(hidden_BMD, shared, which, rows)
 
-    def pack(self) -> None:
-        """Pack the matrices that ``Linear.pack`` of each does not serve."""
+    def pack(self, *, int8: bool = False) -> Iterable[Packed]:
+        """Pack the matrices that ``Linear.pack`` of each does not serve, and return them."""
+        del int8
+        return ()
 
 
 class LinearHeads(PredictionHeads):
@@ -188,7 +190,7 @@ class LinearHeads(PredictionHeads):
     def _build(self, model: ModelConfig, first_layer: int) -> None:
         del first_layer
         self.unembedding = Linear(model.d_model, self.count * self.vocabulary_size)
-        self._packed: dict[range, PackedWeight] = {}
+        self._packed: dict[range, Packed] = {}
 
     def uses(self, module: nn.Module) -> int:
         """See ``PredictionHeads``."""
@@ -217,14 +219,15 @@ class LinearHeads(PredictionHeads):
             return torch.cat((self._product(normed, which[:1]), self._product(normed, which[1:])), dim=2)
         return self._product(normed, which)
 
-    def pack(self) -> None:
+    def pack(self, *, int8: bool = False) -> Iterable[Packed]:
         """See ``PredictionHeads``: head 0 and the draft heads are two products."""
         self.unembedding.packed = None
         self._packed = {
             heads: packed
             for heads in (range(1), range(1, self.count))
-            if heads and (packed := PackedWeight.of(self._weight(heads)))
+            if heads and (packed := pack(self._weight(heads), int8=int8))
         }
+        return self._packed.values()
 
     def _product(self, normed_BTD: Tensor, heads: range) -> Tensor:
         packed = self._packed.get(heads)

@@ -23,7 +23,7 @@ from bytelm.attention import Mask, attend, attend_range
 from bytelm.config import AttentionBackend, AttentionKind, ModelConfig
 from bytelm.kv_cache import BUCKET, KVCache, key_range
 from bytelm.ngram_rows import NOTHING, ids_before
-from bytelm.packed import PackedWeight
+from bytelm.packed import Packed, pack
 from bytelm.uncompiled import Uncompiled
 
 ALL_ROWS = slice(None)
@@ -419,7 +419,7 @@ class Linear(nn.Linear):
         packed: The weights in the layout of the CPU's matrix kernel, or None; see ``bytelm.packed``.
     """
 
-    packed: PackedWeight | None = None
+    packed: Packed | None = None
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -431,9 +431,9 @@ class Linear(nn.Linear):
             return packed.product(input)
         return F.linear(input, self.weight)
 
-    def pack(self) -> None:
+    def pack(self, *, int8: bool = False) -> None:
         """Keep a packed copy for passes without gradients; weights that change after this need it again."""
-        self.packed = PackedWeight.of(self.weight)
+        self.packed = pack(self.weight, int8=int8)
 
     def reset_parameters(self) -> None:
         """Draw nothing; ``ByteLM.initialize`` does."""

@@ -20,6 +20,7 @@ from bytelm.heads import SharedHeads, build_heads
 from bytelm.kv_cache import BUCKET, KVCache, slots_for
 from bytelm.layers import Attention, Block, CachedPass, JoinedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
 from bytelm.ngrams import NgramEmbedding
+from bytelm.packed import QuantizedWeight
 from bytelm.vocab import BYTE_VOCABULARY, BYTES, Vocab
 
 ROWS_MULTIPLE: Final = 4
@@ -38,6 +39,9 @@ class ByteLM(nn.Module):
         attention_backend: What computes attention in training, as ``choose_backend`` found out.
         vocabulary: What ids stand for. It may be left out for one that has to be made from data, as long as the model
             is given ids and asked for ids.
+
+    Attributes:
+        int8: Whether ``pack`` made large matrices int8.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class ByteLM(nn.Module):
         self.embedding = nn.Parameter(torch.empty(model.vocabulary_size, model.d_model))
         self.ngrams = NgramEmbedding(model) if model.ngram_sizes else None
         self._flat: FlatTrunk | None = None
+        self.int8 = False
         self.layers = nn.ModuleList(Block(model, model.attention_kind(layer), layer) for layer in range(layers))
         self.heads = build_heads(model, heads, layers, attention_backend)
         self.initialize()
@@ -198,16 +203,22 @@ class ByteLM(nn.Module):
         repeats = self.config.attention_heads // self.config.kv_heads
         return ROWS_MULTIPLE // math.gcd(repeats, ROWS_MULTIPLE)
 
-    def pack(self) -> None:
+    def pack(self, *, int8: bool = False) -> None:
         """Keep copies of all matrices in the layout that the CPU multiplies fastest, and a flat trunk, for decoding.
 
         Takes the memory of the weights once more. Weights that change after this need it again; training and the
         weights themselves know nothing of it. Does nothing on an accelerator.
+
+        Args:
+            int8: Whether the copies of large matrices are int8, from float32 weights; ``why_not_int8`` must have
+                nothing against it. Passes without gradients are those of another model then, near this one.
         """
         for module in self.modules():
             if isinstance(module, Linear):
-                module.pack()
-        self.heads.pack()
+                module.pack(int8=int8)
+        others = self.heads.pack(int8=int8)
+        matrices = [module.packed for module in self.modules() if isinstance(module, Linear)]
+        self.int8 = any(isinstance(packed, QuantizedWeight) for packed in (*matrices, *others))
         if self.embedding.device.type == "cpu":
             self._flat = FlatTrunk(self.config, [block for block in self.layers if isinstance(block, Block)])
 

@@ -347,7 +347,7 @@ def key_of(model: ByteLM) -> dict[str, str]:
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "weights": digest.hexdigest(),
-        "dtype": str(model.embedding.dtype).removeprefix("torch."),
+        "dtype": "int8" if model.int8 else str(model.embedding.dtype).removeprefix("torch."),
         "device": place,
         "threads": str(torch.get_num_threads()) if device.type == "cpu" else "",
         "torch": torch.__version__,

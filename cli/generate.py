@@ -86,8 +86,11 @@ def generate(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="torch device; auto takes CUDA where there is one.")] = "auto",
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        typer.Option("--precision", help="Of the weights; auto is float32 on the CPU, bfloat16 on CUDA."),
+        Literal["auto", "float32", "bfloat16", "int8"],
+        typer.Option(
+            "--precision",
+            help="Of the weights; auto is float32 on the CPU, bfloat16 on CUDA; int8 is for large models on a CPU.",
+        ),
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> int:

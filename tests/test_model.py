@@ -18,6 +18,7 @@ from bytelm.kv_cache import BUCKET, KVCache
 from bytelm.layers import JoinedPass, Linear
 from bytelm.masks import visible_dense
 from bytelm.model import ROWS_MULTIPLE, ByteLM
+from bytelm.packed import why_not_int8
 from bytelm.packing import pack
 from bytelm.vocab import EOD, VOCABULARY_SIZE
 
@@ -286,16 +287,28 @@ def test_rejected_rows_leave_no_trace(family: HeadFamily) -> None:
         assert torch.equal(continued(with_rejection=True), continued(with_rejection=False))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "packed"),
+    [
+        (torch.float32, ""),
+        (torch.float32, "packed"),
+        (torch.float32, "int8"),
+        (torch.bfloat16, ""),
+        (torch.bfloat16, "packed"),
+    ],
+)
 @pytest.mark.parametrize("family", ["linear", "transformer"])
 def test_the_bits_of_a_row_depend_on_nothing_but_the_bytes_before_it(
-    family: HeadFamily, dtype: torch.dtype, packed: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+    family: HeadFamily, dtype: torch.dtype, packed: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = new_model(family, RunConfig.build("tiny").model).to(dtype)
+    if packed == "int8" and (why := why_not_int8(torch.device("cpu"))):
+        pytest.skip(why)
     if packed:
         monkeypatch.setattr("bytelm.packed.SMALLEST", 0)
-        model.pack()
+        monkeypatch.setattr("bytelm.packed.SMALLEST_INT8", 0)
+        model.pack(int8=packed == "int8")
+        assert model.int8 == (packed == "int8")
         assert all(one.packed is not None for one in model.layers.modules() if isinstance(one, Linear))
     generator = torch.Generator().manual_seed(7)
     ids, position = some_ids(200), 180  # the bucket begins at 128

@@ -40,6 +40,7 @@ def test_what_follows_the_end_repeats_what_came_before_it() -> None:
     assert index.following(match.place, 8) == b"abcabcab"
     index, drafted = SuffixIndex(b"0123abcd0123ab"), b"cd"
     match = index.find(drafted)
+    assert match is not None
     assert match == Match(8, 8)
     assert index.following(match.place, 12, drafted) == b"0123abcd0123"
     assert SuffixIndex(b"nothing twice").find() is None

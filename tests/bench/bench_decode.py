@@ -35,17 +35,23 @@ from held_out import KINDS, prompts_of, texts
 from machine import machine
 from other_decoders import GGUF_PRECISIONS, LlamaCpp, absent, differences, hugging_face, random_llama, write_gguf
 
-from bytelm.api import load
-from bytelm.config import HeadsConfig, ModelConfig, Precision
+from bytelm.api import LanguageModel, WeightPrecision, load
+from bytelm.config import HeadsConfig, ModelConfig
 from bytelm.decode import DecodePlan, Request, decode_batch
+from bytelm.errors import ConfigError
 from bytelm.generation import DraftPolicy, Exactness, GenerateSettings
 from bytelm.model import ByteLM
+from bytelm.packed import why_not_int8
 from bytelm.pairs import PairCorrection
 from bytelm.tune import best_pairs, tune
 
 POLICIES: Final[tuple[DraftPolicy, ...]] = ("none", "adaptive", "heads", "tree", "ngram")
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64)
-DTYPES: Final[dict[Precision, torch.dtype]] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: Final[dict[WeightPrecision, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+}
 Rates = dict[str, dict[str, list[float]]]
 
 
@@ -276,6 +282,17 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def loaded_as(run: Path, precision: WeightPrecision) -> LanguageModel | None:
+    """A run with weights of a precision; None where int8 cannot be had, and said so."""
+    try:
+        return load(run, precision=precision)
+    except ConfigError as error:
+        if precision != "int8":
+            raise
+        say(str(error))
+        return None
+
+
 def prepare(arguments: argparse.Namespace, folder: Path) -> Subjects:
     """Load and write what is going to be measured.
 
@@ -284,17 +301,22 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Subjects:
         folder: For GGUF files.
     """
     if arguments.run is not None:
-        loaded = {precision: load(arguments.run, precision=precision) for precision in DTYPES}
+        loaded = {precision: one for precision in DTYPES if (one := loaded_as(arguments.run, precision)) is not None}
         models = {precision: one.model for precision, one in loaded.items()}
-        context_bytes = loaded[arguments.precision].context_bytes
+        context_bytes = loaded["float32"].context_bytes
     else:
         torch.manual_seed(0)
         shape = shape_of(arguments.shape)
         models = {precision: ByteLM(shape, HeadsConfig(count=8)) for precision in DTYPES}
-        models["bfloat16"].load_state_dict(models["float32"].state_dict())
+        can_be_int8 = not why_not_int8(torch.device("cpu"))
         for precision, dtype in DTYPES.items():
-            models[precision].to(dtype=dtype).eval().pack()
+            models[precision].load_state_dict(models["float32"].state_dict())
+            models[precision].to(dtype=dtype).eval().pack(int8=precision == "int8" and can_be_int8)
+        if not models["int8"].int8:
+            del models["int8"]
         context_bytes = 2048
+    if arguments.precision not in models:
+        raise SystemExit("int8 cannot be had here, or no matrix is large enough for it")
     length = min(256, context_bytes // 2)
     data = texts(arguments.data)
     first = {kind: text[: len(text) // 2] for kind, text in data.items()}
