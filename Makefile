@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ENGINE := $(wildcard bytelm/engine/*.cpp bytelm/engine/*.h) bytelm/engine/build.py
+LIBRARY := libbytelm_engine.so
+ZIG := $(CURDIR)/$(BIN)/python -m ziglang c++ -target
+WHEEL := $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-.PHONY: demo test test-slow check format install clean
+.PHONY: demo test test-slow test-sanitized check check-aarch64 format install wheel wheel-cross clean
 
 demo: install
 	$(BIN)/bytelm quickstart
@@ -14,23 +18,71 @@ test: install
 test-slow: install
 	$(BIN)/pytest -m slow
 
+# The engine's tests with a library that watches its own memory accesses and arithmetic, in this machine's widest
+# variant and the plain one. Python itself is built without the sanitizer, so that comes first into the process, with
+# the C++ library, for torch's exceptions must be seen by both. Leaks are not looked for: what Python keeps until the
+# end looks like one.
+test-sanitized: install
+	$(BIN)/python -m bytelm.engine.build --sanitize --out build/sanitized/$(LIBRARY) \
+	    --isa $$($(BIN)/python -c 'from bytelm.engine.library import load_library as load; print(load().isa + ",plain")')
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+	BYTELM_ENGINE_LIBRARY=$(CURDIR)/build/sanitized/$(LIBRARY) $(BIN)/pytest -n auto \
+	    --ignore tests/engine/test_library.py tests/engine
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
+# Whether 64-bit ARM computes the same bits. Beside the extra `cross` it needs an emulator and a C library for it:
+# apt install qemu-user libc6-arm64-cross
+CHECK_PROGRAM := -std=c++17 -O1 tests/engine/other_machine.cpp
+check-aarch64: install
+	$(BIN)/pip install --quiet --constraint constraints.txt ziglang
+	$(BIN)/python -m bytelm.engine.build --target aarch64 --out build/aarch64/$(LIBRARY)
+	$(ZIG) aarch64-linux-gnu.2.17 -DBL_ISA_NAME=neon $(CHECK_PROGRAM) build/aarch64/$(LIBRARY) -o build/aarch64/check
+	$(CXX) -DBL_ISA_NAME=plain $(CHECK_PROGRAM) bytelm/engine/$(LIBRARY) -o build/check-plain
+	build/check-plain >build/check-plain.txt
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/aarch64/check | diff build/check-plain.txt -
+	cat build/check-plain.txt
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-install: $(VENV)/installed
+install: $(VENV)/engine
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bytelm needs Python 3.11 or newer, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing bytelm and what it needs into $(VENV); this takes a minute or two'
 	$(BIN)/pip install --quiet --quiet --constraint constraints.txt --editable '.[xformers,s3,ray,near-duplicates,bpe,dev]'
 	touch $@
 
+# The installation above builds the engine, too; this builds it anew when its sources alone have changed.
+$(VENV)/engine: $(VENV)/installed $(ENGINE)
+	$(BIN)/python -m bytelm.engine.build --optional
+	touch $@
+
+# One wheel for this machine's architecture, with every instruction set in it; it needs this machine's glibc.
+wheel: install
+	$(BIN)/python -m bytelm.engine.build
+	rm -rf build/lib build/bdist.*
+	$(WHEEL)
+	ls dist/*linux*.whl
+
+# Wheels for x86-64 and for 64-bit ARM that need no more than glibc 2.17. A wheel is made without an engine, too, and
+# then has another name: that is no success here, and the last command says why.
+wheel-cross: install
+	$(BIN)/pip install --quiet --constraint constraints.txt ziglang
+	set -e; for machine in x86_64 aarch64; do \
+	    rm -rf build/lib build/bdist.*; \
+	    CXX="$(ZIG) $$machine-linux-gnu.2.17" $(WHEEL); \
+	    ls dist/*manylinux_2_17_$$machine.whl || { $(BIN)/python -m bytelm.engine.build \
+	        --target $$machine --out build/$$machine/$(LIBRARY); exit 1; }; \
+	done
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -f bytelm/engine/libbytelm_engine.*
