@@ -1,8 +1,8 @@
-"""Arithmetic coding with a model's law: the proof that its bits per byte are a size that data can be brought to.
+"""Arithmetic coding with a model: the proof that its bits per byte are a size that data can be brought to.
 
-The encoder and the decoder read the same ids one by one through the same cached pass, so they compute the same bits
-of the same law and divide the same interval. The law is head 0's softmax over all V ids; what it gives to ids that
-are no bytes is one more symbol, which is never coded: exactly what bits per byte count as lost.
+The encoder and the decoder read the same ids one by one, each in a pass of one row, so they compute the same bits of
+the same distribution and divide the same interval. The distribution is head 0's softmax over all V ids; what it gives
+to ids that are no bytes is one more symbol, which is never coded: exactly what bits per byte count as lost.
 
 Shapes: V vocabulary.
 
@@ -12,21 +12,24 @@ Source:
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from bytelm.kv_cache import KVCache
-from bytelm.model import ByteLM
+from bytelm.engine import Cache, Engine, Session
 from bytelm.vocab import BYTE_COUNT, EOD
+
+if TYPE_CHECKING:
+    from bytelm.model import ByteLM
 
 _TOTAL_BITS: Final = 32
 _TOTAL: Final = 1 << _TOTAL_BITS
 _MASK: Final = (1 << 64) - 1
 _SMALLEST_RANGE: Final = 1 << 48
 _SHIFT: Final = 16
+_ROWS: Final = 256
+"""Ids that the engine reads in one pass, after a window has moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +120,13 @@ def shares(logits_V: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """
     scores_V = logits_V.astype(np.float64)
     weights_V = np.exp(scores_V - scores_V.max())
-    law = weights_V[:BYTE_COUNT] / weights_V.sum()
-    widths = np.floor(law * (_TOTAL - BYTE_COUNT - 1)).astype(np.int64) + 1
+    probabilities = weights_V[:BYTE_COUNT] / weights_V.sum()
+    widths = np.floor(probabilities * (_TOTAL - BYTE_COUNT - 1)).astype(np.int64) + 1
     return np.concatenate([[0], np.cumsum(widths)])
 
 
 def encode(
-    model: ByteLM,
+    model: "ByteLM | Engine",
     documents: Sequence[bytes],
     *,
     context_bytes: int,
@@ -133,7 +136,7 @@ def encode(
     """Code documents, each byte given those before it in its document, by the rule of ``bytelm.scoring``.
 
     Args:
-        model: In evaluation mode, on its device.
+        model: The engine, or a torch model in evaluation mode.
         documents: Raw bytes.
         context_bytes: Ids of a window.
         stride: Ids that a window advances.
@@ -141,7 +144,7 @@ def encode(
     """
     coder = RangeEncoder()
     for document in documents:
-        for place, starts in enumerate(_laws(model, document, len(document), context_bytes, stride)):
+        for place, starts in enumerate(_all_shares(model, document, len(document), context_bytes, stride)):
             byte = document[place]
             coder.encode(int(starts[byte]), int(starts[byte + 1] - starts[byte]))
         after_document(len(document))
@@ -149,7 +152,7 @@ def encode(
 
 
 def decode(
-    model: ByteLM,
+    model: "ByteLM | Engine",
     coded: Coded,
     *,
     context_bytes: int,
@@ -161,34 +164,66 @@ def decode(
     documents = []
     for length in coded.lengths:
         document = bytearray()
-        for starts in _laws(model, document, length, context_bytes, stride):
+        for starts in _all_shares(model, document, length, context_bytes, stride):
             document.append(min(coder.decode(starts), BYTE_COUNT - 1))
         documents.append(bytes(document))
         after_document(length)
     return documents
 
 
-@torch.inference_mode()
-def _laws(
-    model: ByteLM, document: bytes | bytearray, length: int, context_bytes: int, stride: int
+def _all_shares(
+    model: "ByteLM | Engine", document: bytes | bytearray, length: int, context_bytes: int, stride: int
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """The law of each byte of a document, which must hold all bytes before it when it is asked for."""
-    cache = model.new_cache(1, context_bytes)
+    """``shares`` of each byte of a document, which must hold all bytes before it when they are asked for."""
+    reader = _EngineReader(model, context_bytes) if isinstance(model, Engine) else _TorchReader(model, context_bytes)
     start = 0
     for place in range(length):
         if place == start + context_bytes:
             start += stride
-            cache.truncate(0)
-            ids = [EOD, *document[:place]][start:place]
-            model.prefill(torch.tensor([ids], dtype=torch.int64, device=model.embedding.device), cache)
-        yield shares(_after(model, cache, document[place - 1] if place else EOD))
+            reader.begin([EOD, *document[:place]][start:place])
+        yield shares(reader.after(document[place - 1] if place else EOD))
 
 
-def _after(model: ByteLM, cache: KVCache, identifier: int) -> npt.NDArray[np.float32]:
-    """Logits of head 0 after one id more."""
-    inputs_11 = torch.tensor([[identifier]], device=model.embedding.device)
-    shared = model.cached_pass(cache, 1)
-    hidden_11D = model.decode(inputs_11, shared)
-    logits_V = model.heads.decode_logits(hidden_11D, shared, range(1))[0, 0, 0]
-    cache.advance(1)
-    return logits_V.float().cpu().numpy()
+class _EngineReader:
+    """Logits of head 0 through the engine, id by id."""
+
+    def __init__(self, engine: Engine, context_bytes: int) -> None:
+        self._session = Session(engine, rows=_ROWS, capacity=context_bytes)
+        self._cache = Cache(engine, context_bytes)
+
+    def begin(self, ids: Sequence[int]) -> None:
+        """Have read these ids and nothing else."""
+        self._cache.truncate(0)
+        self._session.prefill(self._cache, np.array(ids, np.int32))
+
+    def after(self, identifier: int) -> npt.NDArray[np.float32]:
+        """Read one id more; the logits after it, (V,)."""
+        logits_1V = self._session.run([self._cache], [1], np.array([identifier], np.int32))
+        self._session.accept(self._cache, 1, rows=1)
+        return logits_1V[0]
+
+
+class _TorchReader:
+    """The same through torch."""
+
+    def __init__(self, model: "ByteLM", context_bytes: int) -> None:
+        self._model, self._cache = model, model.new_cache(1, context_bytes)
+
+    def begin(self, ids: Sequence[int]) -> None:
+        """See ``_EngineReader``."""
+        import torch
+
+        with torch.inference_mode():
+            self._model.prefill(torch.tensor([ids], device=self._model.embedding.device), self._cache)
+
+    def after(self, identifier: int) -> npt.NDArray[np.float32]:
+        """See ``_EngineReader``."""
+        import torch
+
+        model, cache = self._model, self._cache
+        with torch.inference_mode():
+            shared = model.cached_pass(cache, batch=1, rows=1)
+            hidden_11D = model.decode(torch.tensor([[identifier]], device=model.embedding.device), shared)
+            logits_V = model.heads.decode_logits(hidden_11D, shared, range(1))[0, 0, 0]
+            cache.advance([1])
+            return logits_V.float().cpu().numpy()

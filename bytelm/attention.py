@@ -134,25 +134,23 @@ def choose_backend(
     return BackendChoice("torch", f"{obstacles['flex']}; {obstacles['xformers']}")
 
 
-def attend_range(query_BHMC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, bias_RMS: Tensor) -> Tensor:
-    """Attention of a few rows over a range of cached keys.
+def attend_cached(query_BHMC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, bias_BRMS: Tensor) -> Tensor:
+    """Attention of a few rows over cached keys.
 
-    The queries of a group are folded into the rows of one product, so that a key is read once for all of them. For
-    equal shapes a row's result depends on no other row.
+    The queries of a group are folded into the rows of one product, so that a key is read once for all of them.
 
     Args:
-        query_BHMC: Queries of M rows.
-        key_BGSC: Cached keys of the range.
-        value_BGSC: Cached values of the range.
-        bias_RMS: Added to the scores: 0 where row m sees slot s, -inf elsewhere, the same for each of the R; each row
+        query_BHMC: Queries of M rows of each sequence.
+        key_BGSC: Cached keys.
+        value_BGSC: Cached values.
+        bias_BRMS: Added to the scores: 0 where row m sees slot s, -inf elsewhere, the same for each of the R; each row
             sees one slot at least.
 
     Returns:
         Mixed values of shape (B, H, M, C).
     """
-    groups, keys = key_BGSC.shape[1:3]
-    folded = query_BHMC.unflatten(1, (groups, -1)).flatten(2, 3)
-    mixed = F.scaled_dot_product_attention(folded, key_BGSC, value_BGSC, bias_RMS.reshape(-1, keys))
+    folded = query_BHMC.unflatten(1, (key_BGSC.shape[1], -1)).flatten(2, 3)
+    mixed = F.scaled_dot_product_attention(folded, key_BGSC, value_BGSC, bias_BRMS.flatten(1, 2).unsqueeze(1))
     return mixed.reshape(query_BHMC.shape)  # not every kernel's result lies as the queries do
 
 

@@ -14,13 +14,11 @@ Nothing is pickled: weights and state are plain tensors, the rest is JSON and TO
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
 import stat
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,28 +30,68 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import bytelm
-from bytelm.bpe import read_vocabulary, saved_form
+from bytelm.bpe import saved_form
+from bytelm.checkpoint_files import (
+    BEST,
+    FOLDER,
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    UNFINISHED,
+    VOCABULARY,
+    best_checkpoint,
+    checkpoints,
+    config_text,
+    find_checkpoint,
+    is_model_alone,
+    latest_checkpoint,
+    load_vocabulary,
+    read_config,
+    read_corpus,
+    read_run,
+    read_training,
+    rendered,
+    saved_vocabulary,
+    set_aside,
+    verify,
+    write_manifest,
+)
 from bytelm.config import PATH_OF_CONFIG, RunConfig
-from bytelm.errors import CheckpointError
+from bytelm.errors import CheckpointError, weight_not_finite
 from bytelm.files import flush_folder, refusals_named, write_file
 from bytelm.model import ByteLM
-from bytelm.shipped import shipped_model
 from bytelm.vocab import Vocab
 
-FORMAT: Final = "bytelm checkpoint"
-FORMAT_VERSION: Final = 2
-FOLDER: Final = "checkpoints"
-BEST: Final = "best"
+__all__ = [
+    "BEST",
+    "FOLDER",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "Found",
+    "Snapshot",
+    "best_checkpoint",
+    "checkpoint_bytes",
+    "checkpoints",
+    "config_text",
+    "find_checkpoint",
+    "find_newest_sound",
+    "is_model_alone",
+    "latest_checkpoint",
+    "load_model",
+    "load_snapshot",
+    "load_vocabulary",
+    "load_weights",
+    "read_corpus",
+    "read_run",
+    "read_training",
+    "save_checkpoint",
+    "set_aside",
+    "write_model",
+]
 
-_MODEL: Final = "model.safetensors"
-_OPTIMIZER: Final = "optimizer.safetensors"
-_STATE: Final = "state.json"
-_MANIFEST: Final = "manifest.json"
-_VOCABULARY: Final = "vocabulary.json"
-_FILES: Final = (_MODEL, _OPTIMIZER, _STATE, PATH_OF_CONFIG)
-_NAME: Final = re.compile(r"step-(\d{8,})")
-_UNFINISHED: Final = ".part"
+_FILES: Final = (MODEL, OPTIMIZER, STATE, PATH_OF_CONFIG)
 _OTHER_TEXT_BYTES: Final = 1500
 """Of the manifest and the state together, about."""
 _DTYPES: Final = {
@@ -120,10 +158,10 @@ def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int, best: bool = Fa
         StorageError: The disk refuses; older checkpoints are as they were, and no part of this one stays.
     """
     final = run / FOLDER / f"step-{snapshot.step:08d}"
-    beside = final.with_name(f".{final.name}{_UNFINISHED}")
+    beside = final.with_name(f".{final.name}{UNFINISHED}")
     with refusals_named(final):
         final.parent.mkdir(exist_ok=True)
-        for leftover in final.parent.glob(f".*{_UNFINISHED}"):  # of a run that was killed while it saved
+        for leftover in final.parent.glob(f".*{UNFINISHED}"):  # of a run that was killed while it saved
             leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         beside.mkdir()
         try:
@@ -135,7 +173,7 @@ def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int, best: bool = Fa
             shutil.rmtree(beside, ignore_errors=True)
             raise
         if best:
-            link = final.with_name(f".{BEST}{_UNFINISHED}")
+            link = final.with_name(f".{BEST}{UNFINISHED}")
             link.unlink(missing_ok=True)
             link.symlink_to(final.name)
             link.replace(final.with_name(BEST))
@@ -145,53 +183,6 @@ def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int, best: bool = Fa
             if old != kept:
                 _remove(old)
     return final
-
-
-def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that the link ``best`` names, unverified; None where there is none."""
-    link = run / FOLDER / BEST
-    named = link.with_name(link.readlink().name) if link.is_symlink() else None
-    return named if named is not None and named.is_dir() else None
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Folders of a run's checkpoints, oldest first, sound or not; empty where there is none."""
-    folder = run / FOLDER
-    if not folder.is_dir():
-        return []
-    found = [(_step_of(path), path) for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return [path for _, path in sorted(found)]
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run, unverified; None where there is none."""
-    return max(checkpoints(run), key=_step_of, default=None)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, the one that the link ``best`` names, or the newest one of a run.
-
-    A model that was exported is one too; the name of a model that ships with bytelm means that one.
-
-    Raises:
-        CheckpointError: The path does not exist, or is neither.
-    """
-    if path.name == BEST and (best := best_checkpoint(path.parent.parent)) is not None:
-        return best
-    if _NAME.fullmatch(path.name) and path.is_dir():
-        return path
-    newest = latest_checkpoint(path)
-    if newest is not None:
-        return newest
-    if (path / _MANIFEST).is_file():
-        return path
-    if not path.exists():
-        if (shipped := shipped_model(path)) is not None:
-            return shipped
-        raise CheckpointError(f"{path} does not exist; give the folder of a run, or one of its checkpoints")
-    if (path / PATH_OF_CONFIG).is_file():
-        raise CheckpointError(f"{path} has no checkpoint yet; train it first: bytelm train --out {path}")
-    raise CheckpointError(f"{path} is not the folder of a run (it has no {FOLDER}/step-…); bytelm train makes one")
 
 
 def find_newest_sound(run: Path, accept: Callable[[Snapshot], bool] = lambda _: True) -> Found | None:
@@ -226,21 +217,6 @@ def find_newest_sound(run: Path, accept: Callable[[Snapshot], bool] = lambda _: 
     raise CheckpointError(f"every checkpoint of {run} is damaged: {reasons}; start again with another --out")
 
 
-def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint so that it counts no longer, and keep it for whoever wants to look.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
-    place = checkpoint.with_name(f"damaged-{checkpoint.name}")
-    with refusals_named(place):
-        if place.exists():
-            shutil.rmtree(place)
-        checkpoint.rename(place)
-        flush_folder(place.parent)
-    return place
-
-
 def load_snapshot(checkpoint: Path) -> Snapshot:
     """Everything in a checkpoint, verified.
 
@@ -250,19 +226,19 @@ def load_snapshot(checkpoint: Path) -> Snapshot:
     Raises:
         CheckpointError: A file is missing, truncated, altered or of another checkpoint, or the version is unknown.
     """
-    _verify(checkpoint, _FILES)
-    state = json.loads((checkpoint / _STATE).read_bytes())
-    evaluated = safetensors.torch.load_file(checkpoint / _MODEL)
-    optimizer = safetensors.torch.load_file(checkpoint / _OPTIMIZER)
+    verify(checkpoint, _FILES)
+    state = json.loads((checkpoint / STATE).read_bytes())
+    evaluated = safetensors.torch.load_file(checkpoint / MODEL)
+    optimizer = safetensors.torch.load_file(checkpoint / OPTIMIZER)
     trained = _with_prefix(_TRAINED, optimizer)
     return Snapshot(
         step=state["step"],
-        config=_read_config(checkpoint),
+        config=read_config(checkpoint),
         corpus=state["corpus"],
         fingerprint=state["fingerprint"],
         model=trained or evaluated,
         average=evaluated if trained else {},
-        vocabulary=_saved_vocabulary(checkpoint),
+        vocabulary=saved_vocabulary(checkpoint),
         optimizer=_with_prefix(_OPTIMIZER_STATE, optimizer),
         random=_with_prefix(_RANDOM, optimizer),
         progress=state["progress"],
@@ -278,7 +254,8 @@ def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
         path: Folder of a run, whose newest checkpoint is taken, or of one checkpoint.
 
     Raises:
-        CheckpointError: No checkpoint is there, a file of it is missing or damaged, or the version is unknown.
+        CheckpointError: No checkpoint is there, a file of it is missing or damaged, the version is unknown, or a weight
+            is not finite.
     """
     checkpoint = find_checkpoint(Path(path))
     config, weights = load_weights(checkpoint)
@@ -295,11 +272,14 @@ def load_weights(checkpoint: Path) -> tuple[RunConfig, dict[str, Tensor]]:
         checkpoint: Folder of one checkpoint.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the version is unknown.
+        CheckpointError: A file is missing or damaged, the version is unknown, or a weight is not finite.
     """
-    _verify(checkpoint, (_MODEL, PATH_OF_CONFIG))
-    weights = safetensors.torch.load_file(checkpoint / _MODEL)
-    return _read_config(checkpoint), {name: weight.float() for name, weight in weights.items()}
+    verify(checkpoint, (MODEL, PATH_OF_CONFIG))
+    weights = safetensors.torch.load_file(checkpoint / MODEL)
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            raise weight_not_finite(str(checkpoint / MODEL), name)
+    return read_config(checkpoint), {name: weight.float() for name, weight in weights.items()}
 
 
 def write_model(
@@ -326,27 +306,14 @@ def write_model(
     Raises:
         OSError: The disk refuses.
     """
-    _write_tensors(folder / _MODEL, weights)
+    _write_tensors(folder / MODEL, weights)
     write_file(folder / PATH_OF_CONFIG, config_text(config, corpus=corpus, fingerprint=fingerprint).encode())
     # The library makes files that nobody but their owner can read, and this one is to be given away.
-    (folder / _MODEL).chmod(stat.S_IMODE((folder / PATH_OF_CONFIG).stat().st_mode))
+    (folder / MODEL).chmod(stat.S_IMODE((folder / PATH_OF_CONFIG).stat().st_mode))
     content = saved_form(vocabulary)
     if content:
-        write_file(folder / _VOCABULARY, content)
-    _write_manifest(folder, step, (_MODEL, PATH_OF_CONFIG, *((_VOCABULARY,) if content else ())))
-
-
-def load_vocabulary(checkpoint: Path, config: RunConfig) -> Vocab:
-    """What the ids of a checkpoint stand for; ``load_weights`` or ``load_snapshot`` has verified the file.
-
-    Args:
-        checkpoint: Folder of one checkpoint.
-        config: Its settings.
-
-    Raises:
-        CheckpointError: It is of an unknown version.
-    """
-    return read_vocabulary(config.model.vocabulary, _saved_vocabulary(checkpoint), checkpoint / _VOCABULARY)
+        write_file(folder / VOCABULARY, content)
+    write_manifest(folder, step, (MODEL, PATH_OF_CONFIG, *((VOCABULARY,) if content else ())))
 
 
 def checkpoint_bytes(snapshot: Snapshot) -> int:
@@ -362,66 +329,6 @@ def checkpoint_bytes(snapshot: Snapshot) -> int:
         + len(snapshot.vocabulary)
         + _OTHER_TEXT_BYTES
     )
-
-
-def read_corpus(path: Path) -> tuple[str | list[str], str | list[str]]:
-    """Where the corpus of a run was, and its fingerprint; lists where there were several.
-
-    Args:
-        path: Folder of a run or of one checkpoint.
-
-    Raises:
-        CheckpointError: As ``load_model``.
-    """
-    _, corpus, fingerprint = read_training(find_checkpoint(Path(path)))
-    return corpus, fingerprint
-
-
-def read_training(checkpoint: Path) -> tuple[int, str | list[str], str | list[str]]:
-    """How many steps a checkpoint was trained for, on which corpus or corpora, and their fingerprints.
-
-    Args:
-        checkpoint: Folder of one checkpoint, or of a model alone.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, or the version is unknown.
-    """
-    _verify(checkpoint, (PATH_OF_CONFIG,))
-    made_by = tomllib.loads((checkpoint / PATH_OF_CONFIG).read_text(encoding="utf-8"))["made_by"]
-    return _read_manifest(checkpoint)["step"], made_by["corpus"], made_by["corpus_fingerprint"]
-
-
-def is_model_alone(checkpoint: Path) -> bool:
-    """Whether a checkpoint is an exported model, without what a training needs to go on.
-
-    Raises:
-        CheckpointError: It has no manifest, or a damaged one, or the version is unknown.
-    """
-    with _unreadable_named(checkpoint):
-        return _OPTIMIZER not in _read_manifest(checkpoint)["files"]
-
-
-def read_run(run: Path) -> tuple[RunConfig, str | list[str]]:
-    """Settings of a run as its ``config.toml`` has them now, and where its corpus was, or several with weights.
-
-    Raises:
-        CheckpointError: There is no ``config.toml``, or it names no corpus.
-        ConfigError: It holds something impossible.
-    """
-    path = run / PATH_OF_CONFIG
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = RunConfig.from_toml(text)
-        return config, tomllib.loads(text)["made_by"]["corpus"]
-    except (OSError, UnicodeDecodeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read or names no corpus ({error}); copy it from the run's newest checkpoint"
-        ) from error
-
-
-def config_text(config: RunConfig, *, corpus: str | list[str], fingerprint: str | list[str]) -> str:
-    """Text of ``config.toml``, for a run and for each of its checkpoints."""
-    return config.to_toml(bytelm=bytelm.__version__, corpus=corpus, corpus_fingerprint=fingerprint)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -447,29 +354,13 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     text = config_text(snapshot.config, corpus=snapshot.corpus, fingerprint=snapshot.fingerprint)
     for name, tensors in _tensors_by_file(snapshot).items():
         _write_tensors(folder / name, tensors)
-    write_file(folder / _STATE, _rendered(state))
+    write_file(folder / STATE, rendered(state))
     write_file(folder / PATH_OF_CONFIG, text.encode())
     names = _FILES
     if snapshot.vocabulary:
-        write_file(folder / _VOCABULARY, snapshot.vocabulary)
-        names = (*_FILES, _VOCABULARY)
-    _write_manifest(folder, snapshot.step, names)
-
-
-def _write_manifest(folder: Path, step: int, names: tuple[str, ...]) -> None:
-    manifest = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "bytelm": bytelm.__version__,
-        "step": step,
-        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
-    }
-    write_file(folder / _MANIFEST, _rendered({**manifest, "sha256": hashlib.sha256(_rendered(manifest)).hexdigest()}))
-
-
-def _saved_vocabulary(checkpoint: Path) -> bytes:
-    path = checkpoint / _VOCABULARY
-    return path.read_bytes() if path.is_file() else b""
+        write_file(folder / VOCABULARY, snapshot.vocabulary)
+        names = (*_FILES, VOCABULARY)
+    write_manifest(folder, snapshot.step, names)
 
 
 def _tensors_by_file(snapshot: Snapshot) -> dict[str, Mapping[str, Tensor]]:
@@ -477,7 +368,7 @@ def _tensors_by_file(snapshot: Snapshot) -> dict[str, Mapping[str, Tensor]]:
     beside |= {_RANDOM + name: tensor for name, tensor in snapshot.random.items()}
     if snapshot.average:
         beside |= {_TRAINED + name: tensor for name, tensor in snapshot.model.items()}
-    return {_MODEL: snapshot.average or snapshot.model, _OPTIMIZER: beside}
+    return {MODEL: snapshot.average or snapshot.model, OPTIMIZER: beside}
 
 
 def _tensor_file_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -509,93 +400,12 @@ def _disk_errors_of_safetensors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def _verify(checkpoint: Path, names: tuple[str, ...]) -> None:
-    """Check the manifest, the presence and size of every file, and the checksums of those named."""
-    with _unreadable_named(checkpoint):
-        manifest = _read_manifest(checkpoint)
-        for name, facts in manifest["files"].items():
-            path = checkpoint / name
-            if not path.is_file():
-                raise _damaged(checkpoint, f"{name} is missing")
-            size = path.stat().st_size
-            if size != facts["bytes"]:
-                raise _damaged(checkpoint, f"{name} has {size} bytes, {facts['bytes']} were written")
-        for name in (*names, *(name for name in manifest["files"] if name == _VOCABULARY)):
-            if name not in manifest["files"]:
-                raise CheckpointError(
-                    f"{checkpoint} holds a model alone, not the {name} that a training needs to go on; "
-                    f"begin another run with --init-from {checkpoint}"
-                )
-            if _sha256(checkpoint / name) != manifest["files"][name]["sha256"]:
-                raise _damaged(checkpoint, f"the contents of {name} are not those that were written")
-
-
-def _read_manifest(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / _MANIFEST
-    if not path.is_file():
-        raise _damaged(checkpoint, f"{_MANIFEST} is missing")
-    content = path.read_bytes()
-    try:
-        manifest = json.loads(content)
-        own_sum = manifest.pop("sha256")
-        version = manifest["version"]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _damaged(checkpoint, f"{_MANIFEST} is not one") from error
-    if manifest.get("format") == FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{checkpoint} has version {version} and this bytelm reads up to {FORMAT_VERSION}; install a newer bytelm"
-        )
-    # Rendering again must give the same bytes: so even a flip that leaves the meaning alone is noticed.
-    whole = _rendered({**manifest, "sha256": own_sum})
-    if whole != content or hashlib.sha256(_rendered(manifest)).hexdigest() != own_sum:
-        raise _damaged(checkpoint, f"the contents of {_MANIFEST} are not those that were written")
-    if _NAME.fullmatch(checkpoint.name) and manifest["step"] != _step_of(checkpoint):
-        raise _damaged(checkpoint, f"its {_MANIFEST} is that of step {manifest['step']}")
-    return manifest
-
-
-@contextlib.contextmanager
-def _unreadable_named(checkpoint: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"cannot read {checkpoint}: {error.strerror}; check its permissions") from error
-
-
-def _damaged(checkpoint: Path, reason: str) -> CheckpointError:
-    if not _NAME.fullmatch(checkpoint.name):
-        return CheckpointError(f"{checkpoint} is damaged: {reason}; export the model, or install bytelm, again")
-    run = checkpoint.parent.parent
-    older = [path for path in checkpoints(run) if _step_of(path) < _step_of(checkpoint)]
-    remedy = f"an older one is {older[-1]}" if older else f"{run} has no older one: train again"
-    return CheckpointError(f"{checkpoint} is damaged: {reason}; {remedy}")
-
-
-def _read_config(checkpoint: Path) -> RunConfig:
-    return RunConfig.from_toml((checkpoint / PATH_OF_CONFIG).read_text(encoding="utf-8"))
-
-
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _step_of(checkpoint: Path) -> int:
-    name = _NAME.fullmatch(checkpoint.name)
-    assert name is not None
-    return int(name[1])
-
-
 def _remove(checkpoint: Path) -> None:
     # Renamed first, so that no half of it can be taken for a checkpoint.
-    gone = checkpoint.with_name(f".{checkpoint.name}-old{_UNFINISHED}")
+    gone = checkpoint.with_name(f".{checkpoint.name}-old{UNFINISHED}")
     checkpoint.rename(gone)
     shutil.rmtree(gone)
-
-
-def _rendered(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -432,20 +432,20 @@ def _decoded(
     plan: Plan, language_model: LanguageModel, held_out: Sequence[bytes]
 ) -> tuple[list[Generation], list[Generation]]:
     """Continuations without drafts, and with those of the heads; turn by turn, so that both meet the same machine."""
-    model = language_model.model
-    prompts = _prompts(plan, held_out)
+    model, prompts = language_model.decoder, _prompts(plan, held_out)
     threads = torch.get_num_threads()
     plain: list[Generation] = []
     speculative: list[Generation] = []
     try:
-        torch.set_num_threads(choose_decoding_threads(model.parameter_counts()["total"]))
+        if language_model.engine is None:  # which has threads of its own
+            torch.set_num_threads(choose_decoding_threads(language_model.model.parameter_counts()["total"]))
         for seed, prompt in enumerate([prompts[0], *prompts]):
 
             def settings(seed: int = seed, **changes: Any) -> GenerateSettings:
                 return GenerateSettings(max_bytes=plan.generated_bytes, temperature=_TEMPERATURE, seed=seed, **changes)
 
             context_bytes = plan.base.data.window_bytes
-            plain.append(generate(model, prompt, settings(draft="none", exact="off"), context_bytes=context_bytes))
+            plain.append(generate(model, prompt, settings(draft="none"), context_bytes=context_bytes))
             speculative.append(generate(model, prompt, settings(draft="heads"), context_bytes=context_bytes))
     finally:
         torch.set_num_threads(threads)

@@ -16,10 +16,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bytelm.errors import ConfigError
-from bytelm.vocab import BYTE_VOCABULARY, ids_of, vocabulary_size
+from bytelm.model_shape import PATH_OF_CONFIG, AttentionKind, HeadFamily, TrunkShape, trunk_layers
+from bytelm.vocab import BYTE_VOCABULARY, ids_of
 
-AttentionKind = Literal["local", "global"]
-HeadFamily = Literal["linear", "mlp", "transformer", "causal", "anticausal", "shared"]
 BackwardMode = Literal["auto", "naive", "sequential", "checkpoint"]
 Curriculum = Literal["none", "forward", "reverse"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -36,7 +35,6 @@ Parallel = Literal["auto", "ddp", "fsdp"]
 _FAMILIES_OF_LAYERS: Final = ("transformer", "causal", "anticausal")
 MAX_PREDICTION_HEADS: Final = 32
 BUDGETS: Final = ("steps", "bytes", "time_budget_s")
-PATH_OF_CONFIG: Final = "config.toml"
 _BYTES_OF_A_WORD: Final = 24
 _BYTES_OF_A_TARGET: Final = 8
 
@@ -45,7 +43,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
-class ModelConfig(_Section):
+class ModelConfig(TrunkShape, _Section):
     """Shape of the trunk: pre-norm, rotary, grouped-query attention with QK-norm, SwiGLU."""
 
     d_model: int = Field(default=128, ge=8, le=65_536, description="width of the trunk")
@@ -78,34 +76,6 @@ class ModelConfig(_Section):
     bytes_per_id: float = Field(
         default=1.0, ge=1.0, description="mean bytes that an id stands for; found when a bpe vocabulary is made"
     )
-
-    @property
-    def head_channels(self) -> int:
-        """Channels of one attention head."""
-        return self.d_model // self.attention_heads
-
-    def attention_kind(self, layer: int) -> AttentionKind:
-        """Kind of attention in a layer (0-based): the pattern, repeated."""
-        return self.attention_pattern[layer % len(self.attention_pattern)]
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Width of every prediction head."""
-        return vocabulary_size(self.vocabulary)
-
-    @property
-    def local_window_ids(self) -> int:
-        """Ids that a local layer sees: those of ``local_window_bytes``, on the average."""
-        return self.ids_for(self.local_window_bytes)
-
-    def ids_for(self, size_bytes: int) -> int:
-        """Ids that so many bytes make on the average; as many for a byte model.
-
-        Example:
-            >>> ModelConfig().ids_for(100), ModelConfig(vocabulary="bpe:4096", bytes_per_id=3.2).ids_for(100)
-            (100, 31)
-        """
-        return max(1, round(size_bytes / self.bytes_per_id))
 
     @field_validator("vocabulary")
     @classmethod
@@ -438,11 +408,6 @@ class RunConfig(_Section):
         if made_by:
             tree = {"made_by": made_by, **tree}
         return tomli_w.dumps(tree)
-
-
-def trunk_layers(model: ModelConfig, heads: HeadsConfig) -> int:
-    """Layers of the trunk: all of them, or K - 1 fewer under ``keep_parameters_equal`` (Gloeckle et al. 2024, §3)."""
-    return model.layers - (heads.count - 1 if heads.keep_parameters_equal else 0)
 
 
 def describe_settings() -> list[tuple[str, str, str]]:

@@ -1,16 +1,28 @@
-"""Which device a setting means, and how many CPU threads decode fastest on it."""
+"""Which device a setting means, and how many CPU threads decode fastest on it.
 
-from typing import Final
+Nothing here imports torch before it must: a machine without a GPU answers ``auto`` by itself.
+"""
 
-import torch
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from bytelm.errors import ConfigError
+from bytelm.machine import cores
+
+if TYPE_CHECKING:
+    import torch
 
 _ONE_THREAD_UNTIL: Final = 8_000_000
 """Parameters up to which one thread decodes at least as fast as two (docs/experiments.md, 2026-11-23)."""
 
+_DEVICES: Final = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+"""What a driver of GPUs that torch calls CUDA puts there: NVIDIA's, that of its small boards, WSL's, AMD's."""
+_CPUS: Final = Path("/sys/devices/system/cpu")
 
-def choose_device(name: str) -> torch.device:
+
+def choose_device(name: str) -> "torch.device":
     """The device that a setting means.
 
     Args:
@@ -19,6 +31,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: There is no such device here.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -30,10 +44,48 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def means_cpu(name: str) -> bool:
+    """Whether a setting means the CPU; torch is asked only where there may be another device.
+
+    Args:
+        name: As ``choose_device`` takes it.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name == "cpu" or (name == "auto" and not may_have_cuda()):
+        return True
+    return choose_device(name).type == "cpu"
+
+
+def may_have_cuda() -> bool:
+    """Whether a driver is there without which torch finds no CUDA device."""
+    if platform.system() == "Linux":
+        return any(Path(place).exists() for place in _DEVICES)
+    return platform.system() != "Darwin"
+
+
 def choose_decoding_threads(parameters: int) -> int:
     """CPU threads for decoding: one for a small model, whose passes are shorter than the wait for a second thread.
 
     Args:
         parameters: Of the whole model.
     """
-    return 1 if parameters <= _ONE_THREAD_UNTIL else torch.get_num_threads()
+    return 1 if parameters <= _ONE_THREAD_UNTIL else usable_threads()
+
+
+def usable_threads() -> int:
+    """Threads that can compute at once: the cores that this process may use, or fewer if OMP_NUM_THREADS says so."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    # Two threads of one core share what computes.
+    usable = max(1, min(cores().usable, len({_siblings(number) for number in allowed})))
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(usable, int(asked)) if asked.isdigit() and int(asked) > 0 else usable
+
+
+def _siblings(number: int) -> str:
+    """The logical processors of the core that one belongs to; itself where the system does not say."""
+    try:
+        return (_CPUS / f"cpu{number}/topology/thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(number)

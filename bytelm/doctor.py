@@ -24,7 +24,8 @@ from bytelm import attention_flex, attention_xformers, machine
 from bytelm.attention import choose_backend
 from bytelm.config import AttentionBackend, TrainConfig
 from bytelm.device import choose_device
-from bytelm.errors import BytelmError
+from bytelm.engine.library import REMEDY, load_library, unavailable_reason
+from bytelm.errors import BytelmError, ConfigError
 from bytelm.files import refusals_named
 from bytelm.job import choose_precision
 from bytelm.mfu import known_peak_flops, measured_flops
@@ -32,7 +33,7 @@ from bytelm.probes import WRITTEN_BYTES, attention_fault, copy_speed, frame_spee
 
 State = Literal["ok", "note", "fault"]
 
-_FOR_DEVELOPERS: Final = ("bench", "bench-llama", "dev")
+_FOR_DEVELOPERS: Final = ("bench", "bench-llama", "cross", "dev")
 """Extras that a user does not want."""
 
 _LEVEL: Final = 9
@@ -75,6 +76,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield from _products()
     yield from _attention()
     yield from _compiler()
+    yield from _engine()
     yield from _memory()
     yield from _disk(folder)
     yield from _frames()
@@ -257,15 +259,62 @@ def _compiler() -> Iterator[Finding]:
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
     compiler = next((found for name in names if name and (found := shutil.which(name))), None)
     if compiler is not None:
-        yield Finding(part="compiler", state="ok", text=f"{compiler}, for torch.compile", figures={"path": compiler})
+        yield Finding(
+            part="compiler",
+            state="ok",
+            text=f"{compiler}, for torch.compile and the engine",
+            figures={"path": compiler},
+        )
     else:
         yield Finding(
             part="compiler",
             state="note",
-            text="no C++ compiler, which torch.compile needs",
+            text="no C++ compiler, which torch.compile and the build of the engine need",
             figures={"path": None},
             remedy="install one, e.g. apt install g++; nothing else needs it",
         )
+
+
+def _engine() -> Iterator[Finding]:
+    asked = os.environ.get("BYTELM_ENGINE")
+    try:
+        library, reason = load_library(), unavailable_reason()
+    except ConfigError as error:
+        yield Finding(
+            part="engine",
+            state="fault",
+            text=str(error),
+            figures={"engine": None, "reason": str(error)},
+            remedy="unset BYTELM_ENGINE, or give it another value",
+        )
+        return
+    if library is not None:
+        others = [name for name in library.isas if name != library.isa]
+        yield Finding(
+            part="engine",
+            state="ok",
+            text=f"decodes on CPUs with {library.isa} ({_listed(others)}), built by {library.compiler}",
+            figures={
+                "engine": library.isa,
+                "variants": list(library.isas),
+                "runnable": list(library.runnable),
+                "compiler": library.compiler,
+                "path": str(library.path),
+            },
+        )
+        return
+    off = asked == "off"
+    yield Finding(
+        part="engine",
+        state="note" if off else "fault",
+        text=f"torch decodes on CPUs, several times slower: {reason.removesuffix(REMEDY).rstrip(' ;')}",
+        figures={"engine": None, "reason": reason},
+        remedy="unset BYTELM_ENGINE" if off else "with a C++ compiler installed: python -m bytelm.engine.build",
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return f"it also has {', '.join(names)}" if names else "its only variant"
 
 
 def _memory() -> Iterator[Finding]:

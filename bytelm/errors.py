@@ -66,3 +66,15 @@ class GenerationError(BytelmError):
 
 class StorageError(BytelmError):
     """The disk refuses a write: full, read-only or over quota."""
+
+
+def weight_not_finite(place: str, name: str) -> CheckpointError:
+    """The error for a weight that is not finite: whatever is computed with it is no figure and no text.
+
+    Args:
+        place: File or model that holds it.
+        name: Of the weight.
+    """
+    return CheckpointError(
+        f"{place}: the weight {name} is not finite, so its training diverged; use another checkpoint"
+    )

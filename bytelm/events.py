@@ -37,6 +37,8 @@ class Started:
     """Processes that train together."""
     parallel: ParallelUsed = "none"
     """How they share the model."""
+    decoder: str = ""
+    """What writes the samples of validations: the engine with its instruction set, or torch and why."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
-from bytelm.drafting import BRANCH, PAST, DraftPolicy
+from bytelm.drafting import LOOKUP, DraftPolicy
 from bytelm.errors import GenerationError
-from bytelm.law import Law
+from bytelm.law import NextByte
 from bytelm.sampling import CHOICES, Sampler
 from bytelm.utf8 import decode_text, is_utf8
 
-Exactness = Literal["padded", "off"]
-Acceptance = Literal["coupled", "rejection"]
+Exactness = Literal["auto", "bits"]
 FinishReason = Literal["max_bytes", "stop", "end_of_document", "interrupted"]
 
 
@@ -22,9 +21,9 @@ class GenerateSettings:
 
     Attributes:
         max_bytes: Bytes at most, from 0.
-        draft: Who proposes: ``adaptive`` weighs what the heads and the text's own past propose against its cost;
-            ``heads`` always takes all heads, ``tree`` their second-best bytes too, ``ngram`` the past alone; ``none``
-            is plain decoding. The bytes are the same with all of them.
+        draft: Who drafts: ``adaptive`` takes the drafts of heads and prompt lookup that pay; ``heads`` always takes
+            those of all heads; ``ngram`` takes prompt lookup alone; ``none`` is plain decoding. Drafts change the
+            speed, not the distribution of the bytes.
         temperature: 0 is greedy.
         top_k, top_p, min_p: Restrictions of ``Sampler``; None for none.
         repetition_penalty: Makes the last 64 bytes less likely, from 1, which is none. Acts before the temperature.
@@ -34,10 +33,8 @@ class GenerateSettings:
         utf8: Only well-formed UTF-8 is chosen, and the output never ends inside a character, unless the prompt does
             and no byte is left for its rest. Off: any byte.
         logprobs: Also give the logarithm of each byte's probability.
-        accept: How drafts are judged where a temperature is set. ``coupled``: noise belongs to the position, the bytes
-            of a seed are the same with every draft. ``rejection``: drawn drafts and block verification; only the law
-            is the same.
-        exact: ``padded``, or ``off`` for fewer rows and no promise of equal bytes.
+        exact: ``bits`` asks for bytes that are equal whatever is drafted, however many sequences run and whichever
+            processor computes: the engine's promise, an error elsewhere. ``auto`` takes what there is.
 
     Raises:
         GenerationError: A value is impossible or cannot have an effect.
@@ -55,14 +52,13 @@ class GenerateSettings:
     stop: tuple[bytes, ...] = ()
     utf8: bool = False
     logprobs: bool = False
-    exact: Exactness = "padded"
-    accept: Acceptance = "coupled"
+    exact: Exactness = "auto"
 
     def __post_init__(self) -> None:
         self._check_types()
         if self.max_bytes < 0:
             raise GenerationError(f"max_bytes = {self.max_bytes} is negative; use 0 or more")
-        choices = (("draft", DraftPolicy), ("exact", Exactness), ("accept", Acceptance))
+        choices = (("draft", DraftPolicy), ("exact", Exactness))
         for name, value, known in ((name, getattr(self, name), known) for name, known in choices):
             if value not in get_args(known):
                 raise GenerationError(f"{name} = {value!r} is unknown; use {' or '.join(get_args(known))}")
@@ -73,11 +69,6 @@ class GenerateSettings:
         if self.utf8 and not all(is_utf8(stop) for stop in self.stop):
             raise GenerationError("a stop string is no UTF-8 and would cut a character; change it, or set utf8 = False")
         self.sampler()
-        if self.accept == "rejection":
-            if self.temperature == 0.0:
-                raise GenerationError("accept = 'rejection' has no effect at temperature 0, which is greedy")
-            if self.draft not in ("adaptive", "heads"):
-                raise GenerationError(f"accept = 'rejection' draws from the heads, not from draft = {self.draft!r}")
 
     def _check_types(self) -> None:
         numbers = (("max_bytes", int), ("seed", int), ("sequence", int), ("top_k", int), ("temperature", float))
@@ -104,27 +95,25 @@ class GenerateSettings:
             choices=choices,
         )
 
-    def law(self, choices: int = CHOICES) -> Law:
-        """The law of a sequence under these settings, over so many ids."""
-        return Law(
+    def next_byte(self, choices: int = CHOICES) -> NextByte:
+        """How a sequence chooses under these settings, among so many ids."""
+        return NextByte(
             self.sampler(choices), utf8=self.utf8, repetition_penalty=self.repetition_penalty, max_bytes=self.max_bytes
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What one pass of the trunk gave to a sequence.
 
     Attributes:
         data: Bytes that are certain to be part of the output; those that may begin a stop string come later.
-        sources: Who proposed each of them: 0 chosen by the trunk itself, k >= 1 drafted by head k, -1 by the text's
-            own past, -2 by the trunk behind a branch that was right.
+        sources: Who proposed each of them: 0 chosen by the trunk itself, k >= 1 drafted by head k, -1 by prompt lookup.
         logprobs: Of each of them, nats; empty where not asked for.
-        drafted: Sources of the chain of drafts that was verified.
+        drafted: Source of each draft that was verified.
         accepted: How many of them were right.
-        rows: Rows of the pass that belong to the sequence, branches and padding included.
+        rows: Rows of the pass that belong to the sequence, padding included.
         expected: Bytes that the planner expected.
-        asked: Whether the draft heads were asked for this step, after the pass before it.
+        asked: Draft heads that ran after the pass before this one.
         finish_reason: Why this step is the last; None where it is not.
     """
 
@@ -135,7 +124,7 @@ class Step:
     accepted: int
     rows: int
     expected: float
-    asked: bool
+    asked: int
     finish_reason: FinishReason | None
 
 
@@ -153,10 +142,8 @@ class Generation:
         finish_reason: ``max_bytes``, ``stop``, ``end_of_document`` or ``interrupted``.
         proposed_by_head: Drafts of head k that were verified; for head 0 the steps. Length K.
         accepted_by_head: How many of them were right, which needs all before it to be right too.
-        proposed_by_past: Drafts of the text's own past that were verified.
-        accepted_by_past: How many of them were right.
-        proposed_by_branch: What the trunk had chosen behind a branch, and was verified in its own place.
-        accepted_by_branch: How many of these were right.
+        proposed_by_lookup: Drafts of prompt lookup that were verified.
+        accepted_by_lookup: How many of them were right.
     """
 
     data: bytes
@@ -168,10 +155,8 @@ class Generation:
     finish_reason: FinishReason
     proposed_by_head: tuple[int, ...]
     accepted_by_head: tuple[int, ...]
-    proposed_by_past: int = 0
-    accepted_by_past: int = 0
-    proposed_by_branch: int = 0
-    accepted_by_branch: int = 0
+    proposed_by_lookup: int = 0
+    accepted_by_lookup: int = 0
 
     @classmethod
     def of(
@@ -201,10 +186,8 @@ class Generation:
             finish_reason=finish_reason,
             proposed_by_head=(len(steps), *(proposed.count(head) for head in range(1, prediction_heads))),
             accepted_by_head=(len(steps), *(accepted.count(head) for head in range(1, prediction_heads))),
-            proposed_by_past=proposed.count(PAST),
-            accepted_by_past=accepted.count(PAST),
-            proposed_by_branch=proposed.count(BRANCH),
-            accepted_by_branch=accepted.count(BRANCH),
+            proposed_by_lookup=proposed.count(LOOKUP),
+            accepted_by_lookup=accepted.count(LOOKUP),
         )
 
     @property
@@ -219,7 +202,7 @@ class Generation:
 
     @property
     def bytes_per_step(self) -> float:
-        """Bytes of a pass, 1 in plain decoding; 0 where there was no pass."""
+        """Bytes per step, 1 in plain decoding; 0 where there was no step."""
         return len(self.data) / self.steps if self.steps else 0.0
 
     @property

@@ -6,14 +6,13 @@ transformer layer a head. ``causal`` and ``anticausal``: the same layers one on 
 byte to the farthest or the other way. ``shared``: one such layer, applied once more for each head. All but the first
 share an unembedding. A new family is a class with ``head_state`` and ``unembed`` and an entry in ``FAMILIES``.
 
-Head 0 is the language model, the others draft. In decoding head 0 is always computed by itself, with the rows of
-its own pass, so that it gives the same bits whether or not the draft heads run.
+Head 0 is the language model, the others draft.
 
 Shapes: B batch, T bytes (M rows of a decoding pass), D width, K prediction heads (k some of them), V vocabulary.
 """
 
 import abc
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.config import AttentionBackend, AttentionKind, HeadFamily, HeadsConfig, ModelConfig
-from bytelm.layers import ALL_ROWS, Block, Linear, Pass, RMSNorm, Rotary, Rows, WindowPass
-from bytelm.packed import Packed, pack
+from bytelm.layers import Block, Linear, Pass, RMSNorm, Rotary, WindowPass, pick_rows
 
 
 class PredictionHeads(nn.Module, abc.ABC):
@@ -64,7 +62,9 @@ class PredictionHeads(nn.Module, abc.ABC):
         ...
 
     @abc.abstractmethod
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    def head_state(
+        self, head: int, before_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None
+    ) -> Tensor:
         """What a head makes of what it is given.
 
         Args:
@@ -72,10 +72,10 @@ class PredictionHeads(nn.Module, abc.ABC):
             before_BTD: Residual stream at the trunk's end, before the final norm; in a chain, for all heads but the
                 first in ``order``, the state of the head before.
             shared: The pass, from ``window_pass``; families that do not attend take no notice of it.
-            rows: Rows whose state is wanted.
+            row_B: One row of each sequence, whose state is wanted; None for all.
 
         Returns:
-            (B, rows, D).
+            (B, T or 1, D).
         """
         ...
 
@@ -100,7 +100,7 @@ class PredictionHeads(nn.Module, abc.ABC):
         return self.count if module is self.get_submodule("unembedding") else 1
 
     def states(
-        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: Rows = ALL_ROWS
+        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, row_B: Tensor | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Wanted heads with their states, each computed once, in ``order``.
 
@@ -108,24 +108,26 @@ class PredictionHeads(nn.Module, abc.ABC):
             hidden_BTD: Residual stream at the trunk's end, before the final norm.
             shared: The pass, from ``window_pass``.
             wanted: Heads, ascending.
-            rows: Rows whose states are wanted.
+            row_B: One row of each sequence, whose states are wanted; None for all.
         """
         for head in wanted:
-            yield head, self.head_state(head, hidden_BTD, shared, rows)
+            yield head, self.head_state(head, hidden_BTD, shared, row_B)
 
-    def head_logits(self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    def head_logits(
+        self, head: int, hidden_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None
+    ) -> Tensor:
         """Logits of one head; in a chain, all heads before it in ``order`` are computed for it.
 
         Args:
             head: 0 … K - 1.
             hidden_BTD: Residual stream at the trunk's end, before the final norm.
             shared: The pass, from ``window_pass``.
-            rows: Rows whose logits are wanted.
+            row_B: One row of each sequence, whose logits are wanted; None for all.
 
         Returns:
-            (B, rows, V): [b, t, v] scores id v as byte t + 1 + head.
+            (B, T or 1, V): [b, t, v] scores id v as byte t + 1 + head.
         """
-        ((_, state_BTD),) = self.states(hidden_BTD, shared, range(head, head + 1), rows)
+        ((_, state_BTD),) = self.states(hidden_BTD, shared, range(head, head + 1), row_B)
         return self.unembed(head, state_BTD)
 
     def window_pass(self, hidden_BTD: Tensor, documents_BT: Tensor | None) -> Pass | None:
@@ -147,37 +149,34 @@ class PredictionHeads(nn.Module, abc.ABC):
         shared = self.window_pass(hidden_BTD, documents_BT)
         return self.stacked_logits(hidden_BTD, shared, range(self.count) if heads is None else heads)
 
-    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: Rows = ALL_ROWS) -> Tensor:
-        """Logits of some heads (B, rows, k, V), where the pass is there already."""
-        found = {head: self.unembed(head, state) for head, state in self.states(hidden_BTD, shared, which, rows)}
+    def stacked_logits(
+        self, hidden_BTD: Tensor, shared: Pass | None, which: range, row_B: Tensor | None = None
+    ) -> Tensor:
+        """Logits of some heads (B, T or 1, k, V), where the pass is there already."""
+        found = {head: self.unembed(head, state) for head, state in self.states(hidden_BTD, shared, which, row_B)}
         return torch.stack([found[head] for head in which], dim=2)
 
     def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
         """Leave the keys and values of all heads in the cache of a pass that reads a prompt."""
         del hidden_BTD, shared
 
-    def decode_logits(self, hidden_BMD: Tensor, shared: Pass, which: range, *, rows: Rows = ALL_ROWS) -> Tensor:
+    def decode_logits(self, hidden_BMD: Tensor, shared: Pass, which: range, *, row_B: Tensor | None = None) -> Tensor:
         """Logits of some heads in a decoding pass, before its rows are accepted.
 
         A head that attends keeps keys of every accepted byte. So ``hidden_BMD`` is always the whole pass, and
-        ``rows`` picks the rows whose logits are wanted: all for head 0, the last accepted one for the draft heads.
+        ``row_B`` picks the rows whose logits are wanted: all for head 0, the last accepted ones for the draft heads.
         Call it before a cache is advanced. Draft heads that are used at all are called in every pass.
 
         Args:
             hidden_BMD: What ``ByteLM.decode`` returned, all rows.
             shared: The same pass.
             which: Heads, e.g. ``range(0, 1)`` to verify and ``range(1, K)`` to draft.
-            rows: Rows whose logits are wanted.
+            row_B: One row of each sequence, whose logits are wanted; None for all.
 
         Returns:
-            (B, rows, k, V).
+            (B, M or 1, k, V).
         """
-        return self.stacked_logits(hidden_BMD, shared, which, rows)
-
-    def pack(self, *, int8: bool = False) -> Iterable[Packed]:
-        """Pack the matrices that ``Linear.pack`` of each does not serve, and return them."""
-        del int8
-        return ()
+        return self.stacked_logits(hidden_BMD, shared, which, row_B)
 
 
 class LinearHeads(PredictionHeads):
@@ -190,57 +189,35 @@ class LinearHeads(PredictionHeads):
     def _build(self, model: ModelConfig, first_layer: int) -> None:
         del first_layer
         self.unembedding = Linear(model.d_model, self.count * self.vocabulary_size)
-        self._packed: dict[range, Packed] = {}
 
     def uses(self, module: nn.Module) -> int:
         """See ``PredictionHeads``."""
         del module
         return 1
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    def head_state(
+        self, head: int, before_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None
+    ) -> Tensor:
         """See ``PredictionHeads``; the same for all heads."""
         del head, shared
-        return self.norm(before_BTD[:, rows])
+        return self.norm(pick_rows(before_BTD, row_B))
 
     def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
         """See ``PredictionHeads``."""
         return self._product(state_BTD, range(head, head + 1)).squeeze(2)
 
-    def stacked_logits(self, hidden_BTD: Tensor, shared: Pass | None, which: range, rows: Rows = ALL_ROWS) -> Tensor:
+    def stacked_logits(
+        self, hidden_BTD: Tensor, shared: Pass | None, which: range, row_B: Tensor | None = None
+    ) -> Tensor:
         """See ``PredictionHeads``; all heads are one product."""
         del shared
-        return self._product(self.norm(hidden_BTD[:, rows]), which)
-
-    def decode_logits(self, hidden_BMD: Tensor, shared: Pass, which: range, *, rows: Rows = ALL_ROWS) -> Tensor:
-        """See ``PredictionHeads``; the draft heads are one product, head 0 is its own."""
-        del shared
-        normed = self.norm(hidden_BMD[:, rows])
-        if which.start == 0 and len(which) > 1:
-            return torch.cat((self._product(normed, which[:1]), self._product(normed, which[1:])), dim=2)
-        return self._product(normed, which)
-
-    def pack(self, *, int8: bool = False) -> Iterable[Packed]:
-        """See ``PredictionHeads``: head 0 and the draft heads are two products."""
-        self.unembedding.packed = None
-        self._packed = {
-            heads: packed
-            for heads in (range(1), range(1, self.count))
-            if heads and (packed := pack(self._weight(heads), int8=int8))
-        }
-        return self._packed.values()
+        return self._product(self.norm(pick_rows(hidden_BTD, row_B)), which)
 
     def _product(self, normed_BTD: Tensor, heads: range) -> Tensor:
-        packed = self._packed.get(heads)
-        if packed is not None and normed_BTD.dtype == packed.dtype and not torch.is_grad_enabled():
-            logits = packed.product(normed_BTD)
-        else:
-            logits = F.linear(normed_BTD, self._weight(heads))
-        return logits.unflatten(-1, (len(heads), self.vocabulary_size))
-
-    def _weight(self, heads: range) -> Tensor:
         assert heads.step == 1
         size = self.vocabulary_size
-        return self.unembedding.weight[heads.start * size : heads.stop * size]
+        weight = self.unembedding.weight[heads.start * size : heads.stop * size]
+        return F.linear(normed_BTD, weight).unflatten(-1, (len(heads), size))
 
 
 class MLPHeads(PredictionHeads):
@@ -259,10 +236,12 @@ class MLPHeads(PredictionHeads):
         """See ``PredictionHeads``."""
         return self.layers[head]
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    def head_state(
+        self, head: int, before_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None
+    ) -> Tensor:
         """See ``PredictionHeads``."""
         del shared
-        normed = self.norm(before_BTD[:, rows])
+        normed = self.norm(pick_rows(before_BTD, row_B))
         return normed + F.silu(self.layers[head](normed))
 
     def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
@@ -293,10 +272,12 @@ class TransformerHeads(PredictionHeads):
         """See ``PredictionHeads``."""
         return self.blocks[head] if self.layers_of_its_own else None
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    def head_state(
+        self, head: int, before_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None
+    ) -> Tensor:
         """See ``PredictionHeads``."""
         assert shared is not None, "a head that attends needs the pass"
-        return self.blocks[head](before_BTD, shared, rows)
+        return self.blocks[head](before_BTD, shared, row_B)
 
     def unembed(self, head: int, state_BTD: Tensor) -> Tensor:
         """See ``PredictionHeads``."""
@@ -331,18 +312,18 @@ class CausalHeads(TransformerHeads):
     chained = True
 
     def states(
-        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, rows: Rows = ALL_ROWS
+        self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, row_B: Tensor | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """See ``PredictionHeads``; heads that others need are computed for all rows."""
         last = max(wanted, key=self.order.index)
         state_BTD = hidden_BTD
         for head in self.order:
             if head == last:
-                yield head, self.head_state(head, state_BTD, shared, rows)
+                yield head, self.head_state(head, state_BTD, shared, row_B)
                 return
             state_BTD = self.head_state(head, state_BTD, shared)
             if head in wanted:
-                yield head, state_BTD[:, rows]
+                yield head, pick_rows(state_BTD, row_B)
 
     def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
         """See ``PredictionHeads``; of the last head in ``order`` nothing else is needed."""
@@ -387,10 +368,12 @@ class SharedHeads(CausalHeads):
         del module
         return self.count
 
-    def head_state(self, head: int, before_BTD: Tensor, shared: Pass | None = None, rows: Rows = ALL_ROWS) -> Tensor:
+    def head_state(
+        self, head: int, before_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None
+    ) -> Tensor:
         """See ``PredictionHeads``."""
         assert shared is not None, "a head that attends needs the pass"
-        return self.blocks[0](before_BTD + self.depth_embedding[head], _AtDepth(shared, head), rows)
+        return self.blocks[0](before_BTD + self.depth_embedding[head], _AtDepth(shared, head), row_B)
 
     def _remember_head(self, head: int, before_BTD: Tensor, shared: Pass) -> None:
         block = self.blocks[0]
@@ -416,9 +399,15 @@ class _AtDepth:
         self.inner.remember(layer + self.depth, key_BTGC, value_BTGC)
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
+        self,
+        query_BTHC: Tensor,
+        key_BTGC: Tensor,
+        value_BTGC: Tensor,
+        kind: AttentionKind,
+        layer: int,
+        row_B: Tensor | None,
     ) -> Tensor:
-        return self.inner.attend(query_BTHC, key_BTGC, value_BTGC, kind, layer + self.depth, rows)
+        return self.inner.attend(query_BTHC, key_BTGC, value_BTGC, kind, layer + self.depth, row_B)
 
 
 FAMILIES: Final[dict[HeadFamily, type[PredictionHeads]]] = {

@@ -4,31 +4,24 @@ RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU, and the
 A block does not know whether it trains, reads a prompt or decodes: that is in the pass that it is given. A
 ``WindowPass`` attends to its own rows (and may leave their keys in a cache), a ``CachedPass`` to a cache's slots.
 
-Norms, rotations and softmax are computed in float32 whatever the dtype of weights or autocast.
+Norms and rotations are computed in float32 whatever the dtype of weights or autocast, or in float64 if that is it.
 
 Shapes: B batch, T bytes of a pass (M where it is a decoding pass), D width, F inner width, H attention heads, G key
 and value heads, R = H / G, C channels of a head, S slots.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bytelm.attention import Mask, attend, attend_range
+from bytelm.attention import Mask, attend, attend_cached
 from bytelm.config import AttentionBackend, AttentionKind, ModelConfig
-from bytelm.kv_cache import BUCKET, KVCache, key_range
+from bytelm.kv_cache import KVCache
 from bytelm.ngram_rows import NOTHING, ids_before
-from bytelm.packed import Packed, pack
 from bytelm.uncompiled import Uncompiled
-
-ALL_ROWS = slice(None)
-Rows = slice | list[int]
-"""Some rows of a pass: all, or ascending numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +100,24 @@ class Pass(Protocol):
         ...
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
+        self,
+        query_BTHC: Tensor,
+        key_BTGC: Tensor,
+        value_BTGC: Tensor,
+        kind: AttentionKind,
+        layer: int,
+        row_B: Tensor | None,
     ) -> Tensor:
-        """Remember keys and values of all rows; return the mixed values (B, rows, H, C) of the queries of ``rows``."""
+        """Remember keys and values of all rows; return the mixed values of the given queries, in their shape.
+
+        Args:
+            query_BTHC: Queries of all rows, or (B, 1, H, C) of those that ``row_B`` names.
+            key_BTGC: Keys of all rows.
+            value_BTGC: Values of all rows.
+            kind: ``local`` or ``global``.
+            layer: Place in the cache.
+            row_B: One row of each sequence; None for all.
+        """
         ...
 
 
@@ -121,12 +129,14 @@ class WindowPass:
         rotary: Positions, which restart at each document.
         masks: One for each kind of attention.
         cache: Takes the keys and values of the pass where given (a prompt that is read).
+        sequence: Of the cache, that is filled.
         positions_BT: Of each row in its own document; None where each row of the batch is one document.
     """
 
     rotary: Rotary
     masks: dict[AttentionKind, Mask]
     cache: KVCache | None = None
+    sequence: int = 0
     positions_BT: Tensor | None = None
 
     @classmethod
@@ -137,6 +147,7 @@ class WindowPass:
         documents_BT: Tensor | None,
         cache: KVCache | None = None,
         *,
+        sequence: int = 0,
         backend: AttentionBackend = "torch",
     ) -> "WindowPass":
         """Prepare a pass.
@@ -145,7 +156,8 @@ class WindowPass:
             config: Of the trunk.
             states_BT: Anything whose first dimensions are B, T, on the device of the pass.
             documents_BT: Number of the document of each byte; None where each row is one document.
-            cache: Empty, to be filled.
+            cache: To be filled from slot 0 on, by a pass over one row (B = 1).
+            sequence: Of the cache, that is filled.
             backend: What computes attention where gradients are wanted. Other passes, whose lengths change from one
                 to the next, take ``torch``.
         """
@@ -168,24 +180,31 @@ class WindowPass:
             )
             for kind in set(config.attention_pattern)
         }
-        return cls(rotary, masks, cache, positions_BT)
+        return cls(rotary, masks, cache, sequence, positions_BT)
 
     def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
         """See ``Pass``."""
         if self.cache is not None:
-            self.cache.ids_BS[:, : inputs_BT.shape[1]] = inputs_BT
+            self.cache.ids_BS[self.sequence, : inputs_BT.shape[1]] = inputs_BT[0]
         return ids_before(inputs_BT, count, self.positions_BT)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         """See ``Pass``."""
         if self.cache is not None:
-            self.cache.write(layer, key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2))
+            key_GTC, value_GTC = key_BTGC[0].transpose(0, 1), value_BTGC[0].transpose(0, 1)
+            self.cache.write_prompt(layer, self.sequence, key_GTC, value_GTC)
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
+        self,
+        query_BTHC: Tensor,
+        key_BTGC: Tensor,
+        value_BTGC: Tensor,
+        kind: AttentionKind,
+        layer: int,
+        row_B: Tensor | None,
     ) -> Tensor:
         """See ``Pass``; all rows of a window are wanted."""
-        assert rows == ALL_ROWS
+        assert row_B is None
         self.remember(layer, key_BTGC, value_BTGC)
         query_BHTC, key_BGTC, value_BGTC = (states.transpose(1, 2) for states in (query_BTHC, key_BTGC, value_BTGC))
         return attend(query_BHTC, key_BGTC, value_BGTC, self.masks[kind]).transpose(1, 2)
@@ -193,254 +212,107 @@ class WindowPass:
 
 @dataclass(frozen=True, slots=True)
 class CachedPass:
-    """A decoding pass of one sequence: its rows take the slots behind the cache's length and see all that is before.
+    """A decoding pass over the first B sequences of a cache: M rows of each, behind its own length.
 
-    Rows are a chain, one byte after the other, or a tree: each row then continues another row of the pass, and sees
-    the slots of the path to itself.
+    A row sees all that is before it in its own sequence. A sequence that needs fewer rows than M is padded on the
+    right: rows behind its real ones mean nothing, and what they write is overwritten by the next pass.
 
     Attributes:
         rotary: Of the rows' positions.
         cache: Read and written.
-        ranges: For each kind of attention: first slot, slot behind the last, and the bias (R, M, S) of that range.
-        parents: Of a tree, as ``build`` takes them; None for a chain.
+        slots_BM: Of each row; its position too.
+        ranges: For each kind of attention: first slot that is read, slot behind the last, and what is added to the
+            scores (B, R, M, S): 0 where a row sees a slot, else -inf.
     """
 
     rotary: Rotary
     cache: KVCache
+    slots_BM: Tensor
     ranges: dict[AttentionKind, tuple[int, int, Tensor]]
-    parents: Sequence[int] | None = None
 
     @classmethod
-    def build(
-        cls, config: ModelConfig, cache: KVCache, rows: int, dtype: torch.dtype, parents: Sequence[int] | None = None
-    ) -> "CachedPass":
-        """Prepare a pass of M rows behind the cache's length.
-
-        All rows read the key range of the first row's position. Rows behind its bucket are padding: they see what
-        the last position of the bucket would, so that they are finite, and mean nothing.
+    def build(cls, config: ModelConfig, cache: KVCache, batch: int, rows: int, dtype: torch.dtype) -> "CachedPass":
+        """Prepare a pass.
 
         Args:
             config: Of the trunk.
-            cache: With ``length`` below its capacity.
-            rows: M, at most a bucket.
+            cache: Whose first sequences have lengths below its capacity.
+            batch: Sequences B.
+            rows: Rows M of each, at most ``SLACK``.
             dtype: Of the queries.
-            parents: For each row the row that it continues, -1 for the first; a chain where None. Row m takes slot
-                ``length + m`` wherever it stands in the tree; its position is that of its depth.
         """
-        first = cache.length
-        branches = None if parents is None else _Branches.of(parents)
-        turns = cache.cosine_SC[first : first + rows], cache.sine_SC[first : first + rows]
-        if branches is not None:
-            depth_M = torch.from_numpy(branches.depth_M).to(turns[0].device)
-            turns = turns[0][depth_M], turns[1][depth_M]
-        rotary = Rotary(turns[0].view(1, rows, 1, -1), turns[1].view(1, rows, 1, -1))
-        repeats = config.attention_heads // config.kv_heads
+        lengths, device = cache.lengths[:batch], cache.cosine_SC.device
+        slots_BM = torch.tensor(lengths, device=device).unsqueeze(1) + torch.arange(rows, device=device)
+        rotary = Rotary(cache.cosine_SC[slots_BM].unsqueeze(2), cache.sine_SC[slots_BM].unsqueeze(2))
+        end = -(-(max(lengths) + rows) // 16) * 16
         ranges: dict[AttentionKind, tuple[int, int, Tensor]] = {}
         for kind in set(config.attention_pattern):
             window_bytes = _window_bytes(config, kind)
-            start, end, bias_PS = _bias_of_bucket(cache, first, window_bytes, dtype)
-            place = first % BUCKET
-            bias_MS = bias_PS[place : place + rows]
-            if branches is not None:
-                bias_MS = branches.bias(bias_MS, first - start, window_bytes)
-            ranges[kind] = (start, end, bias_MS.repeat(repeats, 1, 1))
-        return cls(rotary, cache, ranges, parents)
+            oldest = 0 if window_bytes is None else max(0, min(lengths) - window_bytes + 1)
+            start = oldest // 16 * 16
+            slot_S, position_BM1 = torch.arange(start, end, device=device), slots_BM.unsqueeze(2)
+            hidden_BMS = slot_S > position_BM1
+            if window_bytes is not None:
+                hidden_BMS |= slot_S <= position_BM1 - window_bytes
+            bias_BMS = torch.zeros(hidden_BMS.shape, dtype=dtype, device=device).masked_fill_(hidden_BMS, -torch.inf)
+            repeats = config.attention_heads // config.kv_heads
+            ranges[kind] = start, end, bias_BMS.unsqueeze(1).repeat(1, repeats, 1, 1)
+        return cls(rotary, cache, slots_BM, ranges)
 
     def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
         """See ``Pass``; before the rows of the pass are the ids of the cache."""
-        first, rows = self.cache.length, inputs_BT.shape[1]
-        self.cache.ids_BS[:, first : first + rows] = inputs_BT
-        slots_PM = _slots_before(first, self.parents or range(-1, rows - 1), count)
-        places_PM = torch.from_numpy(np.maximum(slots_PM, 0)).to(inputs_BT.device)
-        before_BPM = self.cache.ids_BS[:, places_PM]
-        if first < count:
-            before_BPM.masked_fill_(torch.from_numpy(slots_PM < 0).to(inputs_BT.device), NOTHING)
-        return before_BPM.transpose(0, 1)
+        sequence_B1 = torch.arange(len(inputs_BT), device=inputs_BT.device).unsqueeze(1)
+        self.cache.ids_BS[sequence_B1, self.slots_BM] = inputs_BT
+        distance_P11 = torch.arange(1, count + 1, device=inputs_BT.device).view(-1, 1, 1)
+        slots_PBM = self.slots_BM - distance_P11
+        return self.cache.ids_BS[sequence_B1, slots_PBM.clamp_min(0)].masked_fill_(slots_PBM < 0, NOTHING)
 
     def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
         """See ``Pass``."""
-        self.cache.write(layer, key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2))
+        self.cache.write(layer, self.slots_BM, key_BTGC.transpose(1, 2), value_BTGC.transpose(1, 2))
 
     def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
+        self,
+        query_BTHC: Tensor,
+        key_BTGC: Tensor,
+        value_BTGC: Tensor,
+        kind: AttentionKind,
+        layer: int,
+        row_B: Tensor | None,
     ) -> Tensor:
         """See ``Pass``."""
         self.remember(layer, key_BTGC, value_BTGC)
-        start, end, bias_RMS = self.ranges[kind]
-        key_BGSC, value_BGSC = self.cache.read(layer, start, end)
-        return attend_range(query_BTHC.transpose(1, 2), key_BGSC, value_BGSC, bias_RMS[:, rows]).transpose(1, 2)
+        start, end, bias_BRMS = self.ranges[kind]
+        if row_B is not None:
+            bias_BRMS = pick_rows(bias_BRMS.transpose(1, 2), row_B).transpose(1, 2)
+        key_BGSC, value_BGSC = self.cache.read(layer, len(query_BTHC), start, end)
+        return attend_cached(query_BTHC.transpose(1, 2), key_BGSC, value_BGSC, bias_BRMS).transpose(1, 2)
 
 
-def _slots_before(first: int, parents: Sequence[int], count: int) -> np.ndarray:
-    """Slots of the ids before each row of a pass, nearest first; below 0 where there is none.
-
-    Args:
-        first: Slot of row 0.
-        parents: For each row the row that it continues, -1 for the first.
-        count: P.
-
-    Returns:
-        int64 (P, M).
+def pick_rows(states_BT: Tensor, row_B: Tensor | None) -> Tensor:
+    """One row of each sequence, (B, 1, …); all of them where ``row_B`` is None.
 
     Example:
-        >>> _slots_before(5, [-1, 0, 0], 2).tolist()
-        [[4, 5, 5], [3, 4, 4]]
+        >>> pick_rows(torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([2, 0])).tolist()
+        [[3], [4]]
     """
-    if isinstance(parents, range):  # a chain
-        return np.arange(first, first + len(parents)) - np.arange(1, count + 1)[:, None]
-    slots_PM = np.empty((count, len(parents)), np.int64)
-    for row, parent in enumerate(parents):
-        if parent < 0:
-            slots_PM[:, row] = np.arange(first - 1, first - 1 - count, -1)
-        else:
-            slots_PM[0, row] = first + parent
-            slots_PM[1:, row] = slots_PM[:-1, parent]
-    return slots_PM
-
-
-def _bias_of_bucket(
-    cache: KVCache, position: int, window_bytes: int | None, dtype: torch.dtype
-) -> tuple[int, int, Tensor]:
-    """Key range of a position and, for each position of its bucket, what is added to scores: 0 or -inf, (P, S).
-
-    Made once a bucket and kept with the cache. Behind the bucket come rows like its last, for the padding of a pass.
-    """
-    bucket = position // BUCKET
-    kept = cache.bias_of_window.get(window_bytes)
-    if kept is not None and kept[0] == bucket and kept[3].dtype == dtype:
-        return kept[1:]
-    start, end = key_range(position, window_bytes)
-    device = cache.cosine_SC.device
-    position_P1 = torch.arange(end - BUCKET, end + BUCKET, device=device).clamp_(max=end - 1).unsqueeze(1)
-    slot_S = torch.arange(start, end, device=device)
-    hidden_PS = slot_S > position_P1
-    if window_bytes is not None:
-        hidden_PS |= slot_S <= position_P1 - window_bytes
-    bias_PS = torch.zeros(hidden_PS.shape, dtype=dtype, device=device).masked_fill_(hidden_PS, -torch.inf)
-    cache.bias_of_window[window_bytes] = (bucket, start, end, bias_PS)
-    return start, end, bias_PS
-
-
-@dataclass(frozen=True, slots=True)
-class _Branches:
-    """A pass whose rows are a tree.
-
-    Attributes:
-        depth_M: Of each row, int64; 0 for the first.
-        path_MM: Bool: row m sees row n, an ancestor of it or itself.
-    """
-
-    depth_M: np.ndarray
-    path_MM: np.ndarray
-
-    @classmethod
-    def of(cls, parents: Sequence[int]) -> "_Branches":
-        rows = len(parents)
-        depth_M, path_MM = np.zeros(rows, np.int64), np.eye(rows, dtype=bool)
-        for row, parent in enumerate(parents):
-            assert parent < row, "a row of a tree continues a row before it"
-            if parent >= 0:
-                depth_M[row] = depth_M[parent] + 1
-                path_MM[row] |= path_MM[parent]
-        return cls(depth_M, path_MM)
-
-    def bias(self, bias_MS: Tensor, first: int, window_bytes: int | None) -> Tensor:
-        """The bias of a tree from that of a chain: what a row sees of the cache is a matter of its depth.
-
-        Args:
-            bias_MS: Of the chain's positions.
-            first: Column of the first row's slot.
-            window_bytes: Bytes that are seen; None for all.
-        """
-        visible_MM = self.path_MM
-        if window_bytes is not None:
-            visible_MM = visible_MM & (self.depth_M[:, None] - self.depth_M[None, :] < window_bytes)
-        tail_MM = torch.from_numpy(np.where(visible_MM, np.float32(0), np.float32(-np.inf)))
-        bias_MS = bias_MS[torch.from_numpy(self.depth_M).to(bias_MS.device)]
-        columns = bias_MS.shape[1] - first
-        bias_MS[:, first : first + len(tail_MM)] = tail_MM[:, :columns].to(bias_MS)
-        return bias_MS
-
-
-@dataclass(frozen=True, slots=True)
-class JoinedPass:
-    """Passes of several sequences side by side: their rows are one batch for the matrices, each attends to its own.
-
-    Attributes:
-        rotary: Of all rows.
-        parts: Pass of each sequence, with its first row and the row behind its last.
-    """
-
-    rotary: Rotary
-    parts: list[tuple[CachedPass, int, int]]
-
-    @classmethod
-    def build(cls, passes: Sequence[CachedPass]) -> "JoinedPass":
-        """Put passes side by side, in this order."""
-        ends = np.cumsum([one.rotary.cosine.shape[1] for one in passes]).tolist()
-        rotary = Rotary(
-            torch.cat([one.rotary.cosine for one in passes], 1), torch.cat([one.rotary.sine for one in passes], 1)
-        )
-        return cls(rotary, list(zip(passes, [0, *ends], ends, strict=False)))
-
-    def ids_before(self, inputs_BT: Tensor, count: int) -> Tensor:
-        """See ``Pass``."""
-        return torch.cat([one.ids_before(inputs_BT[:, start:end], count) for one, start, end in self.parts], 2)
-
-    def remember(self, layer: int, key_BTGC: Tensor, value_BTGC: Tensor) -> None:
-        """See ``Pass``."""
-        for one, start, end in self.parts:
-            one.remember(layer, key_BTGC[:, start:end], value_BTGC[:, start:end])
-
-    def attend(
-        self, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, kind: AttentionKind, layer: int, rows: Rows
-    ) -> Tensor:
-        """See ``Pass``; ``rows`` count through all sequences."""
-        mixed, done = [], 0
-        for one, start, end in self.parts:
-            own: Rows = ALL_ROWS
-            count = end - start
-            if isinstance(rows, list):
-                own = [row - start for row in rows if start <= row < end]
-                count = len(own)
-            query = query_BTHC[:, done : done + count]
-            done += count
-            if count:
-                mixed.append(one.attend(query, key_BTGC[:, start:end], value_BTGC[:, start:end], kind, layer, own))
-            else:
-                one.remember(layer, key_BTGC[:, start:end], value_BTGC[:, start:end])
-        return torch.cat(mixed, 1)
+    if row_B is None:
+        return states_BT
+    return states_BT[torch.arange(len(row_B), device=row_B.device), row_B].unsqueeze(1)
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, left uninitialised: the model draws all weights itself, from one generator.
-
-    Attributes:
-        packed: The weights in the layout of the CPU's matrix kernel, or None; see ``bytelm.packed``.
-    """
-
-    packed: Packed | None = None
+    """A matrix without bias, left uninitialised: the model draws all weights itself, from one generator."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(…, inputs) to (…, outputs)."""
-        packed = self.packed
-        if packed is not None and input.dtype == packed.dtype and not torch.is_grad_enabled():
-            return packed.product(input)
-        return F.linear(input, self.weight)
-
-    def pack(self, *, int8: bool = False) -> None:
-        """Keep a packed copy for passes without gradients; weights that change after this need it again."""
-        self.packed = pack(self.weight, int8=int8)
 
     def reset_parameters(self) -> None:
         """Draw nothing; ``ByteLM.initialize`` does."""
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root of the mean square, in float32, and scale each channel.
+    """Divide by the root of the mean square, in float32 at least, and scale each channel.
 
     Source:
         Zhang and Sennrich 2019, arXiv 1910.07467, equation 4.
@@ -453,8 +325,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise the last dimension; the result has the dtype of the input."""
-        wide = states.float()
-        return F.rms_norm(wide, wide.shape[-1:], self.gain.float(), self.epsilon).to(states.dtype)
+        wide = _widened(states)
+        return F.rms_norm(wide, wide.shape[-1:], self.gain.to(wide.dtype), self.epsilon).to(states.dtype)
 
 
 class Attention(nn.Module):
@@ -480,19 +352,19 @@ class Attention(nn.Module):
         self.query_key_gain = nn.Parameter(torch.ones(self.heads + self.kv_heads, self.channels))
         self.output = Linear(config.d_model, config.d_model)
 
-    def forward(self, normed_BTD: Tensor, shared: Pass, rows: Rows = ALL_ROWS) -> Tensor:
+    def forward(self, normed_BTD: Tensor, shared: Pass, row_B: Tensor | None = None) -> Tensor:
         """Attend.
 
         Args:
             normed_BTD: All rows of the pass, normalised.
             shared: The pass.
-            rows: Rows whose result is wanted; keys and values are of all rows.
+            row_B: The row of each sequence whose result is wanted, None for all; keys and values are of all rows.
 
         Returns:
-            (B, rows, D).
+            (B, T or 1, D).
         """
         query_BTHC, key_BTGC, value_BTGC = self._project(normed_BTD, shared)
-        return self.output(_attended(self, query_BTHC, key_BTGC, value_BTGC, shared, rows).flatten(2))
+        return self.output(_attended(self, query_BTHC, key_BTGC, value_BTGC, shared, row_B).flatten(2))
 
     def remember(self, normed_BTD: Tensor, shared: Pass) -> None:
         """Leave keys and values in the cache of the pass, and attend to nothing."""
@@ -503,17 +375,18 @@ class Attention(nn.Module):
         projected = self.query_key_value(normed_BTD).unflatten(-1, (-1, self.channels))
         turned, value = projected.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         # Queries and keys are normalised and rotated together: half the calls, which are the cost of a small model.
-        turned = F.rms_norm(turned.float(), (self.channels,), None, self.epsilon) * self.query_key_gain.float()
+        turned = F.rms_norm(_widened(turned), (self.channels,), None, self.epsilon)
+        turned = turned * self.query_key_gain.to(turned.dtype)
         query, key = shared.rotary.turn(turned).to(value.dtype).split((self.heads, self.kv_heads), dim=2)
         return query, key, value
 
 
 @Uncompiled
 def _attended(
-    layer: Attention, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, shared: Pass, rows: Rows
+    layer: Attention, query_BTHC: Tensor, key_BTGC: Tensor, value_BTGC: Tensor, shared: Pass, row_B: Tensor | None
 ) -> Tensor:
     # Outside of programs, which would otherwise be made anew for each layer's number.
-    return shared.attend(query_BTHC[:, rows], key_BTGC, value_BTGC, layer.kind, layer.layer, rows)
+    return shared.attend(pick_rows(query_BTHC, row_B), key_BTGC, value_BTGC, layer.kind, layer.layer, row_B)
 
 
 class SwiGLU(nn.Module):
@@ -550,19 +423,19 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_epsilon)
         self.feed_forward = SwiGLU(config.d_model, config.d_ff)
 
-    def forward(self, hidden_BTD: Tensor, shared: Pass, rows: Rows = ALL_ROWS) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, shared: Pass, row_B: Tensor | None = None) -> Tensor:
         """Add this layer to the residual stream.
 
         Args:
             hidden_BTD: Residual stream of all rows of the pass.
             shared: The pass.
-            rows: Rows whose result is wanted.
+            row_B: The row of each sequence whose result is wanted; None for all.
 
         Returns:
-            (B, rows, D).
+            (B, T or 1, D).
         """
-        attended = self.attention(self.attention_norm(hidden_BTD), shared, rows)
-        hidden_BTD = hidden_BTD[:, rows] + attended
+        attended = self.attention(self.attention_norm(hidden_BTD), shared, row_B)
+        hidden_BTD = pick_rows(hidden_BTD, row_B) + attended
         return hidden_BTD + self.feed_forward(self.feed_forward_norm(hidden_BTD))
 
     def remember(self, hidden_BTD: Tensor, shared: Pass) -> None:
@@ -572,3 +445,7 @@ class Block(nn.Module):
 
 def _window_bytes(config: ModelConfig, kind: AttentionKind) -> int | None:
     return config.local_window_ids if kind == "local" else None
+
+
+def _widened(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))

@@ -6,26 +6,16 @@ and unembedding not tied. Layers are local or global as the pattern says.
 Shapes: B batch, T bytes, M rows of a decoding pass, D width, K prediction heads, V vocabulary.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Final
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bytelm.config import AttentionBackend, HeadsConfig, ModelConfig, trunk_layers
-from bytelm.flat_trunk import FlatTrunk
 from bytelm.heads import SharedHeads, build_heads
-from bytelm.kv_cache import BUCKET, KVCache, slots_for
-from bytelm.layers import Attention, Block, CachedPass, JoinedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
+from bytelm.kv_cache import KVCache, slots_for
+from bytelm.layers import Attention, Block, CachedPass, Linear, Pass, RMSNorm, WindowPass, rotary_tables
 from bytelm.ngrams import NgramEmbedding
-from bytelm.packed import QuantizedWeight
 from bytelm.vocab import BYTE_VOCABULARY, BYTES, Vocab
-
-ROWS_MULTIPLE: Final = 4
-"""Rows of a pass are a multiple of this where equal bits count. Fewer rows are computed by other kernels, and with
-other numbers two threads share a product so that one gets a single row (``docs/experiments.md``, 2026-11-23)."""
 
 
 class ByteLM(nn.Module):
@@ -39,9 +29,6 @@ class ByteLM(nn.Module):
         attention_backend: What computes attention in training, as ``choose_backend`` found out.
         vocabulary: What ids stand for. It may be left out for one that has to be made from data, as long as the model
             is given ids and asked for ids.
-
-    Attributes:
-        int8: Whether ``pack`` made large matrices int8.
     """
 
     def __init__(
@@ -61,8 +48,6 @@ class ByteLM(nn.Module):
         layers = trunk_layers(model, heads)
         self.embedding = nn.Parameter(torch.empty(model.vocabulary_size, model.d_model))
         self.ngrams = NgramEmbedding(model) if model.ngram_sizes else None
-        self._flat: FlatTrunk | None = None
-        self.int8 = False
         self.layers = nn.ModuleList(Block(model, model.attention_kind(layer), layer) for layer in range(layers))
         self.heads = build_heads(model, heads, layers, attention_backend)
         self.initialize()
@@ -132,8 +117,8 @@ class ByteLM(nn.Module):
         """An empty cache for all layers of the trunk and of the heads.
 
         Args:
-            batch: Rows B that are decoded side by side.
-            capacity: Bytes that may be kept.
+            batch: Sequences B that are decoded side by side.
+            capacity: Bytes of each that may be kept.
         """
         slots_S = torch.arange(slots_for(capacity), device=self.embedding.device)
         cosine_SC, sine_SC = rotary_tables(slots_S, self.config.head_channels, self.config.rope_base)
@@ -148,79 +133,38 @@ class ByteLM(nn.Module):
         )
 
     @torch.no_grad()
-    def prefill(self, inputs_BT: Tensor, cache: KVCache) -> Tensor:
-        """Read a prompt into the cache, trunk and heads alike; ``length`` is advanced by T.
+    def prefill(self, inputs_1T: Tensor, cache: KVCache, sequence: int = 0) -> None:
+        """Read a prompt into a sequence of a cache, trunk and heads alike; what was there is forgotten.
 
         Args:
-            inputs_BT: Ids, integers in [0, V); T from 0 to what the cache still holds.
-            cache: Empty, or with the bytes before these.
-
-        Returns:
-            Residual stream at the trunk's end, (B, T, D).
+            inputs_1T: Ids, integers in [0, V); T from 0 to the cache's capacity.
+            cache: Of this model.
+            sequence: Which one of the cache is filled.
         """
-        batch, length = inputs_BT.shape
-        pieces = [self.embedding.new_empty(batch, 0, self.config.d_model)]
-        done = 0
-        while done < length:
-            if cache.length == 0:
-                count = length
-                shared = WindowPass.build(self.config, inputs_BT, None, cache)
-            else:  # bucket by bucket, as a cached pass reads the range of its first row
-                count = min(length - done, BUCKET - cache.length % BUCKET)
-                shared = CachedPass.build(self.config, cache, count, self.embedding.dtype)
-            hidden_BTD = self._through(inputs_BT[:, done : done + count], shared)
-            self.heads.remember(hidden_BTD, shared)
-            cache.advance(count)
-            pieces.append(hidden_BTD)
-            done += count
-        return torch.cat(pieces, dim=1)
+        cache.truncate(sequence, 0)
+        if inputs_1T.shape[1] > 0:
+            shared = WindowPass.build(self.config, inputs_1T, None, cache, sequence=sequence)
+            self.heads.remember(self._through(inputs_1T, shared), shared)
+            cache.extend(sequence, inputs_1T.shape[1])
 
-    def cached_pass(self, cache: KVCache, rows: int, parents: Sequence[int] | None = None) -> CachedPass:
-        """A pass of M rows behind a cache's length, for ``decode``; see ``CachedPass.build``."""
-        return CachedPass.build(self.config, cache, rows, self.embedding.dtype, parents)
+    def cached_pass(self, cache: KVCache, batch: int, rows: int) -> CachedPass:
+        """A pass of M rows of each of a cache's first B sequences, for ``decode``; see ``CachedPass.build``."""
+        return CachedPass.build(self.config, cache, batch, rows, self.embedding.dtype)
 
     @torch.no_grad()
-    def decode(self, inputs_1M: Tensor, shared: Pass) -> Tensor:
-        """Run the rows of a decoding pass. Lengths of caches stay: the caller accepts with ``advance``.
+    def decode(self, inputs_BM: Tensor, shared: Pass) -> Tensor:
+        """Run the rows of a decoding pass. Lengths of the cache stay: the caller accepts rows with ``advance``.
 
-        For rows of the length's own bucket that follow each other the result of a row is the same bit for bit,
-        whatever the other rows hold, how many they are and wherever in the pass it stands, as long as their number
-        is a multiple of 4 and, of one sequence beside others, one of ``rows_of_a_sequence``. This is a property of
-        the kernels, tested in float32 and bfloat16 on CPUs. Rows behind the bucket are padding without meaning.
+        A row gives the logits of the same byte in a whole window up to the rounding of the device's kernels.
 
         Args:
-            inputs_1M: Ids, integers in [0, V).
+            inputs_BM: Ids, integers in [0, V).
             shared: The pass.
 
         Returns:
-            Residual stream at the trunk's end, (1, M, D), for ``heads.decode_logits``.
+            Residual stream at the trunk's end, (B, M, D), for ``heads.decode_logits``.
         """
-        return self._through(inputs_1M, shared)
-
-    @property
-    def rows_of_a_sequence(self) -> int:
-        """Rows of a sequence are a multiple of this: its attention is a product with 4 rows and more then."""
-        repeats = self.config.attention_heads // self.config.kv_heads
-        return ROWS_MULTIPLE // math.gcd(repeats, ROWS_MULTIPLE)
-
-    def pack(self, *, int8: bool = False) -> None:
-        """Keep copies of all matrices in the layout that the CPU multiplies fastest, and a flat trunk, for decoding.
-
-        Takes the memory of the weights once more. Weights that change after this need it again; training and the
-        weights themselves know nothing of it. Does nothing on an accelerator.
-
-        Args:
-            int8: Whether the copies of large matrices are int8, from float32 weights; ``why_not_int8`` must have
-                nothing against it. Passes without gradients are those of another model then, near this one.
-        """
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack(int8=int8)
-        others = self.heads.pack(int8=int8)
-        matrices = [module.packed for module in self.modules() if isinstance(module, Linear)]
-        self.int8 = any(isinstance(packed, QuantizedWeight) for packed in (*matrices, *others))
-        if self.embedding.device.type == "cpu":
-            self._flat = FlatTrunk(self.config, [block for block in self.layers if isinstance(block, Block)])
+        return self._through(inputs_BM, shared)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part: ``embedding`` (n-grams too), ``trunk``, ``heads`` (with the final norm), ``total``."""
@@ -267,17 +211,9 @@ class ByteLM(nn.Module):
         hidden_BTD = F.embedding(inputs_BT, self.embedding)
         if self.ngrams is not None:
             hidden_BTD = hidden_BTD + self.ngrams(inputs_BT, shared.ids_before(inputs_BT, self.ngrams.before))
-        if isinstance(shared, CachedPass | JoinedPass) and (flat := self._flat_for(hidden_BTD)) is not None:
-            return flat(hidden_BTD, shared)
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, shared)
         return hidden_BTD
-
-    def _flat_for(self, hidden_BTD: Tensor) -> FlatTrunk | None:
-        """What was made by ``pack``, if it is of these weights' dtype and device and no gradient is wanted."""
-        flat = self._flat
-        usable = flat is not None and flat.dtype == hidden_BTD.dtype and hidden_BTD.device.type == "cpu"
-        return flat if usable and not torch.is_grad_enabled() else None
 
 
 def _mean_visible(length: int, window: int) -> float:

@@ -8,7 +8,7 @@ import colorsys
 from typing import Final
 
 VERIFIED: Final = "#8a8f98"
-PAST: Final = "#b455c8"
+LOOKUP: Final = "#b455c8"
 _NEAREST_HUE, _FARTHEST_HUE = 0.62, 0.0
 
 
@@ -16,17 +16,17 @@ def head_colour(head: int, heads: int) -> str:
     """Colour of a head as ``#rrggbb``.
 
     Args:
-        head: k, 0 … heads - 1; -1 is the text's own past, -2 the trunk behind a branch.
+        head: k, 0 … heads - 1; -1 is prompt lookup.
         heads: K, at least 1.
 
     Example:
         >>> head_colour(0, 8)
         '#8a8f98'
     """
-    if head in (0, -2):
+    if head == 0:
         return VERIFIED
     if head == -1:
-        return PAST
+        return LOOKUP
     share = (head - 1) / max(heads - 2, 1)
     hue = _NEAREST_HUE + share * (_FARTHEST_HUE - _NEAREST_HUE)
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.47, 0.68))
@@ -36,8 +36,8 @@ def source_name(source: int) -> str:
     """A source in words.
 
     Example:
-        >>> [source_name(source) for source in (0, 3, -1, -2)]
-        ['verified', 'head 3', 'past', 'branch']
+        >>> [source_name(source) for source in (0, 3, -1)]
+        ['verified', 'head 3', 'lookup']
     """
-    names = {0: "verified", -1: "past", -2: "branch"}
+    names = {0: "verified", -1: "lookup"}
     return names.get(source, f"head {source}")

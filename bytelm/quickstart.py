@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
 import zstandard
 
 from bytelm.api import load
-from bytelm.checkpoint import load_model
 from bytelm.config import RunConfig
 from bytelm.data.ingest import IngestProgress, ingest
 from bytelm.data.shards import INDEX, Corpus
-from bytelm.device import choose_decoding_threads
 from bytelm.errors import ConfigError
 from bytelm.files import refusals_named, write_file
 from bytelm.held_out import of_corpus
@@ -126,11 +123,12 @@ def quickstart(
         yield event
         if isinstance(event, Finished) and event.reason == "stopped":
             return
-    model, trained_with = load_model(run)
-    model.pack()
+    model = load(run, device="cpu")
     comparisons = []
     for prompt in PROMPTS if source is None else _beginnings(ready.corpus):
-        comparison = side_by_side(model, prompt, max_bytes=max_bytes, context_bytes=trained_with.data.window_bytes)
+        comparison = side_by_side(
+            model.decoder, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=model.plan()
+        )
         comparisons.append(comparison)
         yield Compared(comparison=comparison)
     yield Reported(run=run, page=write_report(run, comparisons), comparisons=tuple(comparisons))
@@ -142,13 +140,10 @@ def _shipped(max_bytes: int) -> Iterator[Spoke | NotShipped]:
         return
     # By its whole path, for a folder of that name may lie here.
     model = load(shipped_models()[SHIPPED], device="cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(choose_decoding_threads(model.model.parameter_counts()["total"]))
     spoken = [
-        side_by_side(model.model, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=model.plan())
+        side_by_side(model.decoder, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=model.plan())
         for prompt in SHIPPED_PROMPTS
     ]
-    torch.set_num_threads(threads)
     for comparison in spoken:
         yield Spoke(comparison=comparison)
 

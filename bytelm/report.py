@@ -9,36 +9,37 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bytelm import figures
 from bytelm.config import PATH_OF_CONFIG
 from bytelm.decode import DecodePlan, generate
 from bytelm.drafting import DraftPolicy
 from bytelm.files import write_file
-from bytelm.generation import Exactness, GenerateSettings, Generation, acceptance_shares
+from bytelm.generation import GenerateSettings, Generation, acceptance_shares
 from bytelm.history import History, read_histories
-from bytelm.model import ByteLM
 from bytelm.page import page, section, table, tiles
 from bytelm.palette import head_colour, source_name
 from bytelm.run_curves import duration, parts_of_one, parts_of_several
 from bytelm.task_acceptance import loop_period
 from bytelm.utf8 import TextDecoder
 
+if TYPE_CHECKING:
+    from bytelm.engine import Engine
+    from bytelm.model import ByteLM
+
 PATH_OF_REPORT: Final = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideBySide:
-    """One prompt, decoded three times."""
+    """One prompt, decoded twice."""
 
     prompt: bytes
     plain: Generation
-    """One byte a step, in passes of the fixed row count that makes bytes equal by construction."""
+    """One byte per step."""
     speculative: Generation
-    """The same passes with the heads' drafts in them."""
-    one_row: Generation
-    """One byte a step, one row a pass: the fastest plain decoder here, whose bytes may differ at exact near-ties."""
+    """With the drafts that pay."""
 
     @property
     def equal(self) -> bool:
@@ -47,39 +48,29 @@ class SideBySide:
 
     @property
     def speedup(self) -> float:
-        """Speculative bytes per second over those of the plain decoder whose bytes it equals."""
+        """Speculative bytes per second over plain ones."""
         return self.speculative.bytes_per_second / self.plain.bytes_per_second
-
-    @property
-    def speedup_over_one_row(self) -> float:
-        """Speculative bytes per second over those of the fastest plain decoder."""
-        return self.speculative.bytes_per_second / self.one_row.bytes_per_second
 
 
 def side_by_side(
-    model: ByteLM, prompt: bytes, *, max_bytes: int, context_bytes: int, tuned: DecodePlan | None = None
+    model: "ByteLM | Engine", prompt: bytes, *, max_bytes: int, context_bytes: int, tuned: DecodePlan | None = None
 ) -> SideBySide:
     """Decode one prompt greedily, plain and self-speculative.
 
     Args:
-        model: In evaluation mode, on its device.
+        model: An engine, or a torch model in evaluation mode, on its device.
         prompt: Any bytes; empty for the beginning of a document.
         max_bytes: Bytes to generate, at least 1.
         context_bytes: Context of the model, its training window.
         tuned: What was measured of the model.
     """
 
-    def decoded(draft: DraftPolicy, exact: Exactness, most_bytes: int = max_bytes) -> Generation:
-        settings = GenerateSettings(max_bytes=most_bytes, draft=draft, exact=exact)
+    def decoded(draft: DraftPolicy, most_bytes: int = max_bytes) -> Generation:
+        settings = GenerateSettings(max_bytes=most_bytes, draft=draft)
         return generate(model, prompt, settings, context_bytes=context_bytes, tuned=tuned)
 
-    decoded("adaptive", "padded", 8)  # the first passes of a process pay for allocations
-    return SideBySide(
-        prompt=prompt,
-        plain=decoded("none", "padded"),
-        speculative=decoded("adaptive", "padded"),
-        one_row=decoded("none", "off"),
-    )
+    decoded("adaptive", 8)  # the first passes of a process pay for allocations
+    return SideBySide(prompt=prompt, plain=decoded("none"), speculative=decoded("adaptive"))
 
 
 def coloured_text(data: bytes, heads: Sequence[int]) -> Iterator[tuple[str, int]]:
@@ -201,19 +192,12 @@ def _decoding_table(comparisons: Sequence[SideBySide]) -> str:
             f"{len(comparison.speculative.data):,}",
             "same" if comparison.equal else "<b>different</b>",
             f"{comparison.speculative.bytes_per_step:.2f}",
-            *(
-                f"{generation.bytes_per_second:,.0f}"
-                for generation in (comparison.speculative, comparison.plain, comparison.one_row)
-            ),
+            *(f"{generation.bytes_per_second:,.0f}" for generation in (comparison.speculative, comparison.plain)),
             f"{comparison.speedup:.2f}×",
-            f"{comparison.speedup_over_one_row:.2f}×",
         ]
         for comparison in comparisons
     ]
-    titles = (
-        "prompt", "bytes", "output", "bytes a step", "speculative, bytes/s", "plain, bytes/s", "one-row plain, bytes/s",
-        "over plain", "over one-row plain",
-    )  # fmt: skip
+    titles = ("prompt", "bytes", "output", "bytes per step", "speculative, bytes/s", "plain, bytes/s", "over plain")
     return table(titles, rows)
 
 
@@ -247,9 +231,8 @@ _ACCEPTANCE_NOTE = (
     "when one before it in the same step fails."
 )
 _DECODING_NOTE = (
-    "Greedy, one prompt at a time, in one process. Plain and speculative decoding run passes of 4, 8, 12 … rows, "
-    "whose sums are ordered alike: their bytes are equal by construction. One-row plain runs no padding rows; its sums "
-    "are ordered differently, so that at an exact near-tie it may choose another byte."
+    "Greedy, one prompt at a time, in one process. Plain decoding gives one byte per step; speculative decoding "
+    "verifies the drafts of the heads and of prompt lookup in the same pass."
 )
 _SAMPLES_NOTE = (
     "Bold is the prompt. Each byte is coloured by the head that drafted it; without colour, the trunk chose it."

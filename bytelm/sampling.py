@@ -5,8 +5,8 @@
 
 The noise of a position is a pure function of the seed and the position (a counter-based generator), so the choice
 depends on the logits alone: whoever asks, in whatever order, with whatever neighbours, gets the same id. Drafts
-are chosen by the same rule with the same noise, which makes them agree with the trunk as often as the two laws do
-and leaves the output as it is without drafts, at every temperature.
+are chosen by the same rule with the same noise, which makes them agree with the trunk as often as the two
+distributions do and leaves the output as it is without drafts, at every temperature.
 
 Shapes: M rows (positions), V vocabulary.
 
@@ -43,7 +43,7 @@ class Sampler:
         sequence: Number of the sequence among those of one seed, in [0, 2**63): each has noise of its own.
         choices: Ids that can be chosen, those below this number.
 
-    The restrictions act on the law after temperature, in this order.
+    The restrictions act on the distribution after temperature, in this order.
 
     Raises:
         GenerationError: A value outside of its range, or a restriction at temperature 0, where it has no effect.
@@ -111,21 +111,21 @@ class Sampler:
         """What ``choose`` takes the highest of, (M, 257): the logits, or the scaled and restricted ones with noise."""
         if self._temperature == 0.0:
             return logits_MV[:, : self.choices]
-        return self.log_law(logits_MV) + self._noise.rows(first_position, len(logits_MV))
+        return self._scaled(logits_MV) + self._noise.rows(first_position, len(logits_MV))
 
-    def log_law(self, logits_MV: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Logarithm of the law that is drawn from, up to a constant of each row, (M, 257); for a temperature."""
-        assert self._temperature > 0.0
-        scores_MV = logits_MV[:, : self.choices].astype(np.float64) / self._temperature
-        return self._restrict(scores_MV) if self._restricted else scores_MV
+    def log_probs(self, logits_MV: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Log-probabilities of the distribution that is sampled from, (M, 257); for greedy choice, at temperature 1."""
+        scores_MV = logits_MV[:, : self.choices].astype(np.float64) if self.greedy else self._scaled(logits_MV)
+        scores_MV -= scores_MV.max(-1, keepdims=True)
+        return scores_MV - np.log(np.exp(scores_MV).sum(-1, keepdims=True))
 
     def noise(self, position: int) -> npt.NDArray[np.float64]:
         """Gumbel noise of a position, (257,)."""
         return self._noise.rows(position, 1)[0]
 
-    def uniform(self, position: int, count: int) -> npt.NDArray[np.float64]:
-        """Numbers in (0, 1) of a position that no choice there has used, (count,)."""
-        return self._noise.uniform(position, count)
+    def _scaled(self, logits_MV: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        scores_MV = logits_MV[:, : self.choices].astype(np.float64) / self._temperature
+        return self._restrict(scores_MV) if self._restricted else scores_MV
 
     def _restrict(self, scores_MV: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         order_MV = np.argsort(-scores_MV, axis=-1, kind="stable")  # stable: of equal scores the lower id comes first
@@ -162,19 +162,15 @@ class _PositionNoise:
         slots = [position % _REMEMBERED for position in range(first_position, first_position + count)]
         for position, slot in enumerate(slots, start=first_position):
             if self._position_of_row[slot] != position:
-                self._noise_RV[slot] = -np.log(-np.log(self._draw(position, self._choices, stream=0)))
+                self._noise_RV[slot] = -np.log(-np.log(self._draw(position)))
                 self._position_of_row[slot] = position
         return self._noise_RV[slots]
 
-    def uniform(self, position: int, count: int) -> npt.NDArray[np.float64]:
-        """Numbers in (0, 1) that are independent of the noise, (count,)."""
-        return self._draw(position, count, stream=1)
-
-    def _draw(self, position: int, count: int, *, stream: int) -> npt.NDArray[np.float64]:
-        # The position is the second word of the counter and drawing advances the first: streams cannot meet.
+    def _draw(self, position: int) -> npt.NDArray[np.float64]:
+        # The position is the second word of the counter and drawing advances the first: positions cannot meet.
         # Setting the counter costs a quarter of making a generator.
-        self._state["state"]["counter"][:] = (0, position, self._sequence, stream)
+        self._state["state"]["counter"][:] = (0, position, self._sequence, 0)
         self._state["buffer_pos"] = 4  # nothing is left over from another position
         self._bits.state = self._state
         # 52 bits and a half fit a double exactly: in (0, 1), and no rounding reaches an end.
-        return (np.asarray(self._bits.random_raw(count) >> np.uint64(12), np.float64) + 0.5) * 2.0**-52
+        return (np.asarray(self._bits.random_raw(self._choices) >> np.uint64(12), np.float64) + 0.5) * 2.0**-52

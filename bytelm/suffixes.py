@@ -1,4 +1,4 @@
-"""What followed the last time: an index of a text's own past, which guesses how it goes on.
+"""Prompt lookup: what followed the last time that the same bytes stood in the text.
 
 Text repeats itself: names, indentation, quotations, tables. After the same few bytes as before the same byte often
 comes, and the longer the match, the surer.

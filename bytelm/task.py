@@ -1,11 +1,14 @@
 """What a task is given and what it gives back."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from bytelm.api import LanguageModel
+from bytelm.engine import NOT_FINITE
+from bytelm.errors import GenerationError
 from bytelm.held_out import HeldOut
 
 PAPER_PASS_AT: Final = ((1, 0.1), (10, 0.8), (100, 0.8))
@@ -66,11 +69,26 @@ class Result:
         facts: Names and JSON values.
         lines: The same for people, the first line first.
         samples: One JSON object for each example, where a task has examples.
+
+    Raises:
+        GenerationError: A fact is not finite: then the model's logits are not.
     """
 
     facts: dict[str, Any]
     lines: tuple[str, ...]
     samples: tuple[dict[str, Any], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not _all_finite(self.facts):
+            raise GenerationError(NOT_FINITE)
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_all_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_all_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def share(value: float | None) -> str:

@@ -117,8 +117,8 @@ def _round_trip(request: Request, context: int, stride: int, found: Breakdown) -
         request.progress(done, total)
 
     settings = {"context_bytes": context, "stride": stride, "after_document": after_document}
-    coded = arithmetic_coding.encode(request.model.model, documents, **settings)
-    same = arithmetic_coding.decode(request.model.model, coded, **settings) == documents
+    coded = arithmetic_coding.encode(request.model.decoder, documents, **settings)
+    same = arithmetic_coding.decode(request.model.decoder, coded, **settings) == documents
     assert same, "the decoder did not find the bytes that were encoded"
     assert found.bits.by_head[0] is not None
     promised_bytes = found.bits.by_head[0] * found.bits.scored_bytes / 8

@@ -25,7 +25,9 @@ from bytelm.checkpoint import Snapshot, find_newest_sound, set_aside
 from bytelm.config import RunConfig
 from bytelm.corpora import Given
 from bytelm.decode import decode_steps
-from bytelm.errors import GenerationError, StorageError, TrainingError
+from bytelm.engine.library import load_library, unavailable_reason
+from bytelm.engine.weights import engine_if_possible
+from bytelm.errors import CheckpointError, GenerationError, StorageError, TrainingError
 from bytelm.evaluate import BitsPerByte, bits_per_byte
 from bytelm.events import (
     Event,
@@ -121,6 +123,7 @@ def train(
             damaged=job.damaged,
             ranks=ranks.count,
             parallel=job.shared.how,
+            decoder=decoder_of_samples(job),
         )
         if job.resumed_from is None and job.config.train.init_from is not None:  # from now on the run stands alone
             yield from save(job)
@@ -288,11 +291,20 @@ def sample(job: Job, model: ByteLM, interrupt: Callable[[], None]) -> tuple[str,
     prompt = next((document for document in job.held_out if document), b"")[:_PROMPT_BYTES]
     settings = GenerateSettings(max_bytes=length, temperature=_SAMPLE_TEMPERATURE, seed=job.state.step)
     written = b""
-    with contextlib.suppress(GenerationError):  # what is not finite is told by the losses
-        for step in decode_steps(model, prompt, settings, context_bytes=job.config.data.window_bytes):
+    with contextlib.suppress(CheckpointError, GenerationError):  # what is not finite is told by the losses
+        decoder = engine_if_possible(model) or model
+        for step in decode_steps(decoder, prompt, settings, context_bytes=job.config.data.window_bytes):
             interrupt()
             written += step.data
     return decode_text(prompt, "escape"), decode_text(written, "escape")
+
+
+def decoder_of_samples(job: Job) -> str:
+    """What writes the samples of validations, for people."""
+    if job.device.type != "cpu":
+        return f"torch, for the engine decodes on CPUs and the device is {job.device}"
+    library = load_library()
+    return f"torch, for {unavailable_reason()}" if library is None else f"the engine ({library.isa})"
 
 
 def utilisation(job: Job, bytes_per_second: float) -> float | None:

@@ -1,47 +1,49 @@
-"""Measure what drafts cost and what they are worth here, and keep it beside the run: ``decode.json``.
+"""Measure what drafts cost and what they are worth here, for the plan that is kept beside the run (``bytelm.plans``).
 
     pairs          a correction of the draft heads by the two bytes before, fitted to held-out bytes (``bytelm.pairs``)
-    cost           seconds of a pass by its rows and by the bytes before it, of one more sequence, of the draft heads
-    calibration    how often proposals of each kind were right, on held-out bytes, greedy and sampled
+    cost           seconds of a step by its rows and by the bytes before it, of a draft head, of one more sequence
+    calibration    how often drafts of each kind were right, on held-out bytes, greedy and sampled
     check          bytes per second as predicted from these, against those of another decoding: within 10 %
 
-The plan belongs to weights, dtype, device, threads and versions. A plan of anything else is refused with the reason,
-for a wrong cost table is worse than a sensible guess. Plans change speed, never a byte.
+Whatever decodes is measured: the engine, or torch. Passes are timed by themselves (``bytelm.decoding.costs``); what a
+step takes besides is timed where users wait for it, in ``decode_batch``, so that choices, drafts and Python's part are
+inside, each once. Only fitting pairs needs torch where the engine decodes.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
-import xxhash
 
-from bytelm import __version__
-from bytelm.decode import DecodePlan, Request, decode_batch, prior_plan
-from bytelm.drafting import Calibration, StepCost
+from bytelm.decode import DecodePlan, Request, decode_batch
+from bytelm.decoding.costs import SIDE_BY_SIDE, PassTimer, clock_of, lower_quartile
+from bytelm.drafting import LOOKUP, Calibration, StepCost
+from bytelm.engine import Engine
 from bytelm.errors import GenerationError
-from bytelm.files import refusals_named, write_file
 from bytelm.generation import GenerateSettings, Step
-from bytelm.layers import JoinedPass
-from bytelm.machine import processor_name
-from bytelm.model import ROWS_MULTIPLE, ByteLM
-from bytelm.pairs import LEAST_BYTES, PATH_OF_PAIRS, PairCorrection, bytes_of_chain, fit_pairs, read_pairs, write_pairs
-from bytelm.shipped import own_folder, shipped_model
+from bytelm.pair_correction import PairCorrection
 
-PATH_OF_PLAN: Final = "decode.json"
-_FORMAT: Final = 1
-_ROWS: Final = (1, 4, 8, 12, 16, 24, 32, 48)
-_SIDE_BY_SIDE: Final = 4
+if TYPE_CHECKING:
+    from bytelm.model import ByteLM
+
+Costs = tuple[tuple[int, StepCost], ...]
+
+_DEEP: Final = StepCost((1, 48), (1.0, 1.1), 1e-3)
+"""Rows and heads that cost next to nothing: everything is drafted, so that everything is counted."""
 _WINDOW_BYTES: Final = 2048
 _JUDGED_WINDOWS: Final = 12
 _SAMPLED_AT: Final = 0.8
 _TRUSTED: Final = 40.0
-"""Proposals of a kind that count at most: what the present text shows must be able to say otherwise."""
+"""Drafts of a kind that count at most: what the present text shows must be able to say otherwise."""
+_TIMED_BYTES: Final = 24
+"""Of each continuation that tells costs: about as short as what a pass is timed by, so that neighbours disturb both."""
+_ROUNDS_S: Final = 30.0
+"""Of timing passes and steps, about; slow models have fewer rounds."""
+_FEWEST_ROUNDS: Final = 3
+_LEAST_S: Final = 1e-7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +53,10 @@ class Checked:
     Attributes:
         kind: Its name.
         plain: Bytes per second without drafts.
-        predicted: With the plan, from its costs and its chances.
+        predicted: With the plan, from its costs and from the bytes that the planner expected of each step.
         achieved: With the plan, by the clock.
         bytes_per_step: With the plan.
-        acceptance: For each source its verified drafts and those that were right; heads by number, ``past``.
+        acceptance: For each source its verified drafts and those that were right; heads by number, ``lookup``.
     """
 
     kind: str
@@ -81,7 +83,7 @@ class Tuning:
 
 
 def tune(
-    model: ByteLM,
+    model: "ByteLM | Engine",
     kinds: Mapping[str, Sequence[bytes]],
     *,
     context_bytes: int,
@@ -90,46 +92,44 @@ def tune(
     pairs: PairCorrection | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Tuning:
-    """Measure a model on this machine, with the threads that torch has now.
+    """Measure a model on this machine, with the threads that it has.
 
     Args:
-        model: In evaluation mode, on its device, packed if it is going to be.
+        model: An engine, or a torch model in evaluation mode, on its device.
         kinds: For each kind of text prompts, at least two; half of them calibrate, half check.
         context_bytes: The window that the model was trained with.
         max_bytes: Bytes to generate for each prompt.
-        repeats: Passes that are timed for each number of rows.
+        repeats: Times that each pass is timed, at most.
         pairs: Correction of the draft heads, from ``best_pairs``.
         say: Told what is being measured.
 
     Raises:
-        GenerationError: There are too few prompts.
+        GenerationError: There are too few prompts, or the model's logits are not finite.
     """
     if not kinds or any(len(prompts) < 2 for prompts in kinds.values()):
         raise GenerationError("there are too few held-out bytes to tune with; give a larger --file")
-    begin = time.perf_counter()
-    say("timing passes")
-    costs = measure_costs(model, context_bytes=context_bytes, repeats=repeats)
+    begin_s = time.perf_counter()
+    # In turn, for what was counted first fades.
+    first = [*_in_turn(prompts[::2] for prompts in kinds.values())]
+    run = _Run(model, context_bytes)
+    say("timing passes and steps")
+    costs = _step_costs(run, first, repeats, pairs)
     say("decoding held-out text to calibrate")
-    calibration = Calibration()
-    first = [prompt for prompts in kinds.values() for prompt in prompts[::2]]
-    guess = DecodePlan(costs, calibration, pairs=pairs)
-    plain = _decode(model, first, guess, context_bytes, draft="none", max_bytes=max_bytes)
-    guess = replace(guess, costs=_with_overhead(costs, plain))
-    drafted = _decode(model, first, guess, context_bytes, draft="adaptive", max_bytes=max_bytes)
-    guess = replace(guess, costs=_with_heads(guess.costs, drafted))
-    sampled = _decode(
-        model, first, guess, context_bytes, draft="adaptive", max_bytes=max_bytes // 2, temperature=_SAMPLED_AT
-    )
-    plan = replace(guess, calibration=_merged(drafted.calibration, sampled.calibration))
+    deep = DecodePlan(((0, _DEEP),), Calibration(), pairs)
+    counted = [_Decoded.after(deep) for _ in range(2)]
+    for prompt in first:
+        for done, temperature in zip(counted, (0.0, _SAMPLED_AT), strict=True):
+            run.add(done, [prompt], deep, max_bytes=max_bytes, draft="adaptive", temperature=temperature)
+    plan = DecodePlan(costs, _merged(*(done.calibration for done in counted)), pairs)
     checks = []
     for kind, prompts in kinds.items():
         say(f"checking on {kind}")
-        without, within = _Decoded(), _Decoded(calibration=Calibration(dict(plan.calibration.counts)))
+        without, within = _Decoded.after(plan), _Decoded.after(plan)
         for prompt in prompts[1::2]:  # in turn, so that a neighbour on the machine slows both
-            _decode(model, [prompt], plan, context_bytes, without, draft="none", max_bytes=max_bytes)
-            _decode(model, [prompt], plan, context_bytes, within, draft="adaptive", max_bytes=max_bytes)
+            run.add(without, [prompt], plan, max_bytes=max_bytes, draft="none")
+            run.add(within, [prompt], plan, max_bytes=max_bytes, draft="adaptive")
         checks.append(_checked(kind, without, within, plan))
-    return Tuning(plan=plan, checks=tuple(checks), elapsed_s=time.perf_counter() - begin)
+    return Tuning(plan=plan, checks=tuple(checks), elapsed_s=time.perf_counter() - begin_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +148,12 @@ class FittedPairs:
 
 
 def best_pairs(
-    model: ByteLM, texts: Mapping[str, bytes], *, context_bytes: int, known: PairCorrection | None = None
+    model: "ByteLM", texts: Mapping[str, bytes], *, context_bytes: int, known: PairCorrection | None = None
 ) -> FittedPairs | None:
     """Fit a correction to four fifths of each text, and keep the best of what there is on the rest.
 
     Args:
-        model: As ``tune`` takes it.
+        model: In evaluation mode, on its device.
         texts: Held-out bytes by kind.
         context_bytes: Window of the model.
         known: One that was fitted before, also to other text.
@@ -161,6 +161,8 @@ def best_pairs(
     Returns:
         None where there is too little text to say, or nothing to correct.
     """
+    from bytelm.pairs import LEAST_BYTES, bytes_of_chain, fit_pairs
+
     parts = {kind: len(text) * 4 // 5 for kind, text in texts.items()}
     window = min(context_bytes, _WINDOW_BYTES)
     judged = [
@@ -181,125 +183,190 @@ def best_pairs(
     return FittedPairs(pairs=pairs, without=without, within=within)
 
 
-@torch.inference_mode()
-def measure_costs(model: ByteLM, *, context_bytes: int, repeats: int) -> tuple[tuple[int, StepCost], ...]:
-    """Seconds of a pass and of the draft heads, by rows, for a few lengths of what is before it."""
-    found = []
-    room = max(_ROWS) + 1
-    for past in sorted({min(past, max(1, context_bytes - room)) for past in (128, 1024, 4096)}):
-        caches = [model.new_cache(1, past + room) for _ in range(_SIDE_BY_SIDE)]
-        ids = torch.randint(0, 256, (1, past), device=model.embedding.device)
-        for cache in caches:
-            model.prefill(ids, cache)
-        rows = [rows for rows in _ROWS if rows <= context_bytes]
-        seconds = [_quartile(partial(_pass, model, caches[:1], count), repeats) for count in rows]
-        side_by_side = _quartile(partial(_pass, model, caches, ROWS_MULTIPLE), repeats)
-        together = float(np.interp(_SIDE_BY_SIDE * ROWS_MULTIPLE, rows, seconds))
-        more = max(0.0, side_by_side - together) / (_SIDE_BY_SIDE - 1)
-        heads = _quartile(partial(_pass, model, caches[:1], ROWS_MULTIPLE, drafting=True), repeats)
-        heads = max(0.0, heads - float(np.interp(ROWS_MULTIPLE, rows, seconds)))
-        # A pass with more rows is never cheaper: what looks so is noise, and would mislead the planner.
-        rising = np.maximum.accumulate(seconds).tolist()
-        found.append((past, StepCost(tuple(rows), tuple(rising), heads, more)))
-    return tuple(found)
+# Decoding with a watch ----------------------------------------------------------------------------------------------
 
 
-def _pass(model: ByteLM, caches: Sequence[Any], rows: int, *, drafting: bool = False) -> None:
-    passes = [model.cached_pass(cache, rows) for cache in caches]
-    shared = passes[0] if len(passes) == 1 else JoinedPass.build(passes)
-    inputs = torch.zeros(1, rows * len(caches), dtype=torch.int64, device=model.embedding.device)
-    hidden = model.decode(inputs, shared)
-    model.heads.decode_logits(hidden, shared, range(1)).float().cpu()
-    if drafting and model.heads.count > 1:
-        model.heads.decode_logits(hidden, shared, range(1, model.heads.count), rows=[0]).float().cpu()
+@dataclass(slots=True)
+class _Timed:
+    """Prompts that were continued side by side; what their first steps took, prefill among it, is left out.
 
+    Attributes:
+        steps: Of each prompt, with the bytes before each.
+        opening: The same of a continuation by one byte, whose time was subtracted.
+        seconds: The time.
+    """
 
-def _quartile(run: Callable[[], None], repeats: int) -> float:
-    clock = _clock()
-    run()
-    seconds = []
-    for _ in range(repeats):
-        begin = clock()
-        run()
-        seconds.append(clock() - begin)
-    return float(np.quantile(seconds, 0.25))
+    steps: list[list[tuple[int, Step]]]
+    opening: list[list[tuple[int, Step]]]
+    seconds: float
 
+    def sum(self, value: Callable[[Step], float]) -> float:
+        """Of all steps that were timed, what is made of each."""
+        whole, opening = (sum(value(step) for one in steps for _, step in one) for steps in (self.steps, self.opening))
+        return whole - opening
 
-def _clock() -> Callable[[], float]:
-    """Processor time where one thread does all the work: neighbours do not count. Else the time on the wall."""
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    return time.process_time if alone else time.perf_counter
+    def table_seconds(self, costs: Costs) -> float:
+        """What a table says that it takes, a straight line between its numbers of bytes before."""
+        found = 0.0
+        for sign, steps in ((1, self.steps), (-1, self.opening)):
+            for side_by_side in zip_longest(*steps):
+                present = [one for one in side_by_side if one is not None]
+                past, rows = max(past for past, _ in present), sum(step.rows for _, step in present)
+                seconds = [cost.of(rows, len(present)) for _, cost in costs]
+                found += sign * float(np.interp(past, [known for known, _ in costs], seconds))
+                found += sign * costs[0][1].head * sum(step.asked for _, step in present)
+        return found
 
 
 @dataclass(slots=True)
 class _Decoded:
-    """Prompts that were continued one by one.
+    """What decoding gave.
 
     Attributes:
-        steps: Of all, with the bytes before each and its seconds.
-        bytes: Generated.
-        seconds: Of the steps.
         calibration: What became of the drafts.
+        timed: Of each prompt, or of those side by side.
     """
 
-    steps: list[tuple[int, Step, float]] = field(default_factory=list)
-    bytes: int = 0
-    seconds: float = 0.0
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: Calibration
+    timed: list[_Timed] = field(default_factory=list)
+
+    @classmethod
+    def after(cls, plan: DecodePlan) -> "_Decoded":
+        """Nothing yet; drafts are counted from where a plan is."""
+        return cls(Calibration(dict(plan.calibration.counts)))
+
+    @property
+    def seconds(self) -> float:
+        return max(sum(one.seconds for one in self.timed), _LEAST_S)
+
+    def sum(self, value: Callable[[Step], float]) -> float:
+        return sum(one.sum(value) for one in self.timed)
 
 
-def _decode(
-    model: ByteLM,
-    prompts: Sequence[bytes],
-    plan: DecodePlan,
-    context_bytes: int,
-    done: _Decoded | None = None,
-    **settings: Any,
-) -> _Decoded:
-    """Continue prompts one by one, and add what they gave to what is there."""
-    clock = _clock()
-    done = _Decoded(calibration=Calibration(dict(plan.calibration.counts))) if done is None else done
-    for sequence, prompt in enumerate(prompts):
-        asked = Request(prompt, GenerateSettings(sequence=sequence, **settings))
-        within = replace(plan, calibration=done.calibration, shared=True)
-        begin: float | None = None
-        past = len(prompt)
-        for _, step in decode_batch(model, [asked], context_bytes=context_bytes, slots=1, tuned=within):
-            now = clock()
-            if begin is not None:  # the first step holds the prefill
-                done.steps.append((min(past, context_bytes), step, now - begin))
-                done.bytes += step.accepted + 1
-                done.seconds += now - begin
-            past += step.accepted + 1
-            begin = now
-    return done
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What stays the same over all decoding."""
+
+    model: "ByteLM | Engine"
+    context_bytes: int
+
+    def add(
+        self, done: _Decoded, prompts: Sequence[bytes], plan: DecodePlan, *, max_bytes: int, **settings: Any
+    ) -> None:
+        """Continue some prompts side by side, and add what they gave to what is there."""
+        plan, first = replace(plan, calibration=done.calibration, shared=True), len(done.timed) * len(prompts)
+
+        def once(most_bytes: int) -> tuple[list[list[tuple[int, Step]]], float]:
+            # A context that slides would be read again, which is no step.
+            most = [min(most_bytes, max(2, self.context_bytes - len(prompt) - 1)) for prompt in prompts]
+            asked = [
+                Request(prompt, GenerateSettings(max_bytes=most[place], sequence=first + place, **settings))
+                for place, prompt in enumerate(prompts)
+            ]
+            steps: list[list[Step]] = [[] for _ in asked]
+            clock = clock_of(self.model)
+            begin = clock()
+            for index, step in decode_batch(
+                self.model, asked, context_bytes=self.context_bytes, slots=len(asked), tuned=plan
+            ):
+                steps[index].append(step)
+            seconds = clock() - begin
+            return [_with_pasts(one, len(prompt)) for one, prompt in zip(steps, prompts, strict=True)], seconds
+
+        once(1)  # the engine keeps what it has read, so that prompts are read outside of what is timed
+        opening, opening_s = once(1)
+        steps, seconds = once(max_bytes)
+        done.timed.append(_Timed(steps, opening, seconds - opening_s))
 
 
-def _table_seconds(costs: tuple[tuple[int, StepCost], ...], past: int, step: Step) -> float:
-    cost = DecodePlan(costs, Calibration()).cost_at(past)
-    return cost.of(step.rows) + (cost.heads if step.asked else 0.0)
+def _with_pasts(steps: Sequence[Step], past: int) -> list[tuple[int, Step]]:
+    found = []
+    for step in steps:
+        found.append((past, step))
+        past += step.accepted + 1
+    return found
 
 
-def _with_overhead(costs: tuple[tuple[int, StepCost], ...], plain: _Decoded) -> tuple[tuple[int, StepCost], ...]:
-    """What a plain step takes beyond its pass is paid by every step."""
-    if not plain.steps:
-        return costs
-    beyond = [seconds - _table_seconds(costs, past, step) for past, step, seconds in plain.steps]
-    more = float(np.median(beyond))
+def _in_turn(lists: Iterable[Sequence[bytes]]) -> Iterable[bytes]:
+    return (one for one in chain.from_iterable(zip_longest(*lists)) if one is not None)
+
+
+# Costs and their check ----------------------------------------------------------------------------------------------
+
+
+def _step_costs(run: _Run, prompts: Sequence[bytes], repeats: int, pairs: PairCorrection | None) -> Costs:
+    """Costs of passes, and what stands beside them: of every step, of a draft, of a head, of a sequence."""
+    timer = PassTimer(run.model, context_bytes=run.context_bytes)
+    plan = DecodePlan(((0, _DEEP),), Calibration(), pairs)
+    plain, several, *drafted = (_Decoded.after(plan) for _ in range(5))
+    begin_s = time.perf_counter()
+    for place in range(repeats):
+        prompt = prompts[place % len(prompts)]
+        timer.round()
+        run.add(plain, [prompt], plan, max_bytes=_TIMED_BYTES, draft="none")
+        run.add(several, [prompt] * SIDE_BY_SIDE, plan, max_bytes=_TIMED_BYTES, draft="none")
+        for done, policy in zip(drafted, ("ngram", "heads", "adaptive"), strict=True):
+            run.add(done, [prompt], plan, max_bytes=_TIMED_BYTES, draft=policy)
+        if place + 1 >= _FEWEST_ROUNDS and time.perf_counter() - begin_s > _ROUNDS_S:
+            break
+    costs = timer.costs()
+    beyond = [
+        (one.seconds - one.table_seconds(costs)) / steps for one in plain.timed if (steps := one.sum(lambda _: 1.0))
+    ]
+    costs = _more(costs, step=max(0.0, lower_quartile(beyond)) if beyond else 0.0)
+    # A round in which plain steps are slower than the table says is a slow one for the others too.
+    slow = [_ratio(one.seconds, one.table_seconds(costs)) for one in plain.timed]
+    row, head = _beyond(drafted, slow, costs, [lambda step: step.rows - 1, lambda step: step.asked])
+    (sequence,) = _beyond([several], slow, costs, [lambda _: (SIDE_BY_SIDE - 1) / SIDE_BY_SIDE])
+    return _more(costs, row=row, head=head, sequence=sequence)
+
+
+def _ratio(seconds: float, by_table: float) -> float:
+    """How much slower than a table the machine was; 1 where nothing was timed, and nothing that only noise can make."""
+    return min(max(seconds / by_table, 0.5), 4.0) if by_table > 0.0 else 1.0
+
+
+def _beyond(
+    decoded: Sequence[_Decoded], slow: Sequence[float], costs: Costs, units: Sequence[Callable[[Step], float]]
+) -> tuple[float, ...]:
+    """Seconds that decoding took beyond a table, for each unit of some kinds: least squares, none below 0.
+
+    Args:
+        decoded: Of each prompt, by some policies.
+        slow: Of each prompt, how much slower than the table the machine was.
+        costs: The table.
+        units: Of each kind, those of a step.
+    """
+    counts, beyond = [], []
+    for done in decoded:
+        for one, factor in zip(done.timed, slow, strict=True):
+            counts.append([one.sum(unit) for unit in units])
+            beyond.append(one.seconds / factor - one.table_seconds(costs))
+    left, found = list(range(len(counts[0]))), np.zeros(len(counts[0]))
+    while left:
+        values = np.linalg.lstsq(np.array(counts)[:, left], np.array(beyond), rcond=None)[0]
+        if values.min() >= 0.0:
+            found[left] = values
+            break
+        del left[int(values.argmin())]
+    return tuple(found.tolist())
+
+
+def _more(costs: Costs, *, step: float = 0.0, row: float = 0.0, head: float = 0.0, sequence: float = 0.0) -> Costs:
     return tuple(
-        (past, StepCost(cost.rows, tuple(max(1e-6, one + more) for one in cost.cost), cost.heads, cost.sequence))
+        (
+            past,
+            StepCost(
+                cost.rows,
+                tuple(
+                    max(_LEAST_S, one + step + row * (rows - 1))
+                    for rows, one in zip(cost.rows, cost.seconds, strict=True)
+                ),
+                cost.head + head,
+                cost.sequence + sequence,
+            ),
+        )
         for past, cost in costs
-    )
-
-
-def _with_heads(costs: tuple[tuple[int, StepCost], ...], drafted: _Decoded) -> tuple[tuple[int, StepCost], ...]:
-    """Drafting takes more than its product: candidates are weighed. Measured where it is really done."""
-    beyond = [seconds - _table_seconds(costs, past, step) for past, step, seconds in drafted.steps if step.asked]
-    if not beyond:
-        return costs
-    more = float(np.median(beyond))
-    return tuple(
-        (past, StepCost(cost.rows, cost.cost, max(0.0, cost.heads + more), cost.sequence)) for past, cost in costs
     )
 
 
@@ -315,133 +382,20 @@ def _merged(*calibrations: Calibration) -> Calibration:
 
 def _checked(kind: str, without: _Decoded, within: _Decoded, plan: DecodePlan) -> Checked:
     acceptance: dict[str, tuple[int, int]] = {}
-    for _, step, _ in within.steps:
+    for step in (step for one in within.timed for steps in one.steps for _, step in steps):
         for place, source in enumerate(step.drafted):
-            name = {-1: "past", -2: "branch"}.get(source, str(source))
-            proposed, accepted = acceptance.get(name, (0, 0))
-            acceptance[name] = proposed + 1, accepted + (place < step.accepted)
+            name = "lookup" if source == LOOKUP else str(source)
+            verified, right = acceptance.get(name, (0, 0))
+            acceptance[name] = verified + 1, right + (place < step.accepted)
     # The machine may be faster or slower now than when its passes were timed: plain decoding beside tells by how much.
-    drift = without.seconds / max(1e-9, sum(_table_seconds(plan.costs, past, step) for past, step, _ in without.steps))
-    seconds = drift * sum(_table_seconds(plan.costs, past, step) for past, step, _ in within.steps)
-    expected = sum(step.expected for _, step, _ in within.steps)
+    by_table = [max(sum(one.table_seconds(plan.costs) for one in done.timed), _LEAST_S) for done in (without, within)]
+    seconds = by_table[1] * without.seconds / by_table[0]
+    bytes_of = [done.sum(lambda step: step.accepted + 1) for done in (without, within)]
     return Checked(
         kind=kind,
-        plain=without.bytes / max(without.seconds, 1e-9),
-        predicted=expected / max(seconds, 1e-9),
-        achieved=within.bytes / max(within.seconds, 1e-9),
-        bytes_per_step=within.bytes / max(1, len(within.steps)),
+        plain=bytes_of[0] / without.seconds,
+        predicted=within.sum(lambda step: step.expected) / seconds,
+        achieved=bytes_of[1] / within.seconds,
+        bytes_per_step=bytes_of[1] / max(1.0, within.sum(lambda _: 1.0)),
         acceptance=acceptance,
     )
-
-
-# On disk
-
-
-def key_of(model: ByteLM) -> dict[str, str]:
-    """What a plan belongs to."""
-    digest = xxhash.xxh3_128()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().reshape(-1))
-    device = model.embedding.device
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    return {
-        "weights": digest.hexdigest(),
-        "dtype": "int8" if model.int8 else str(model.embedding.dtype).removeprefix("torch."),
-        "device": place,
-        "threads": str(torch.get_num_threads()) if device.type == "cpu" else "",
-        "torch": torch.__version__,
-        "bytelm": __version__,
-    }
-
-
-def write_plan(folder: Path, plan: DecodePlan, model: ByteLM) -> Path:
-    """Write ``decode.json`` into the folder of a run, and the correction of the heads beside it."""
-    value = {
-        "format": _FORMAT,
-        "key": key_of(model),
-        "costs": [
-            {"past": past, "rows": cost.rows, "seconds": cost.cost, "heads": cost.heads, "sequence": cost.sequence}
-            for past, cost in plan.costs
-        ],
-        "calibration": plan.calibration.counts,
-    }
-    path = folder / PATH_OF_PLAN
-    with refusals_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(value, indent=1).encode())
-    if plan.pairs is not None:
-        write_pairs(folder, plan.pairs, value["key"]["weights"])
-    return path
-
-
-def read_plan(folder: Path, model: ByteLM) -> tuple[DecodePlan | None, str]:
-    """The plan of a run, if it is there and belongs to this model on this machine.
-
-    Args:
-        folder: Of the run.
-        model: As it is going to decode.
-
-    Returns:
-        The plan and "", or None and why a plan that is there is refused ("" where there is none). Where only its
-        costs are of another machine, a plan of guesses with what is known of the weights, and why.
-    """
-    if not (folder / PATH_OF_PLAN).is_file() and not (folder / PATH_OF_PAIRS).is_file():
-        return None, ""
-    key = key_of(model)
-    pairs, why_pairs = read_pairs(folder, key["weights"], model.heads.count - 1)
-    plan, stale, why = _read_costs(folder / PATH_OF_PLAN, key)
-    if plan is not None and not stale:
-        return replace(plan, pairs=pairs), why_pairs
-    # What drafts are worth belongs to the weights; only what steps cost belongs to the machine.
-    worth = plan.calibration if plan is not None and not stale & {"weights", "dtype"} else None
-    if pairs is None and worth is None:
-        return None, why or why_pairs
-    return prior_plan(model, pairs, worth), why or why_pairs
-
-
-def _read_costs(path: Path, key: Mapping[str, str]) -> tuple[DecodePlan | None, set[str], str]:
-    """The plan in a file, which parts of its key are stale, and why it is not to be used as it is."""
-    try:
-        value = json.loads(path.read_bytes())
-        if value["format"] != _FORMAT:
-            return None, set(), f"{path} has format {value['format']}, not {_FORMAT}; run bytelm tune again"
-        stale = [name for name in key if value["key"].get(name) != key[name]]
-        costs = tuple(
-            (
-                int(one["past"]),
-                StepCost(tuple(one["rows"]), tuple(one["seconds"]), float(one["heads"]), float(one["sequence"])),
-            )
-            for one in value["costs"]
-        )
-        counts = {kind: (float(right), float(total)) for kind, (right, total) in value["calibration"].items()}
-        why = f"{path} was measured with other {', '.join(stale)} and is not used; run bytelm tune again"
-        return DecodePlan(costs, Calibration(counts)), set(stale), why if stale else ""
-    except FileNotFoundError:
-        return None, set(), ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return None, set(), f"{path} cannot be read ({error!r}) and is not used; run bytelm tune again"
-
-
-def run_folder(path: Path) -> Path:
-    """The folder that a model's plan is written into.
-
-    That of the run that a path names, which may be the path of one of its checkpoints; for a model that ships with
-    bytelm one in the user's cache.
-    """
-    if (shipped := shipped_model(path)) is not None:
-        return own_folder(shipped.name)
-    return path.parent.parent if path.parent.name == "checkpoints" else path
-
-
-def find_plan(path: Path, model: ByteLM) -> tuple[DecodePlan | None, str]:
-    """What is known of a model: ``read_plan`` of its folder, and for a shipped model of what came with it.
-
-    Args:
-        path: As ``load`` takes it.
-        model: As it is going to decode.
-    """
-    plan, why = read_plan(run_folder(path), model)
-    if plan is None and (shipped := shipped_model(path)) is not None:
-        plan, _ = read_plan(shipped, model)  # that its costs are of another machine is nobody's fault
-    return plan, why

@@ -63,6 +63,21 @@ def advance(state: int, data: Iterable[int]) -> int:
     return state
 
 
+def state_at_end(prompt: bytes) -> int:
+    """State after any bytes: what is not UTF-8 counts as nothing, only a character may be begun at the end.
+
+    Example:
+        >>> [state_at_end(prompt) for prompt in ("é".encode(), b"a\\xe2\\x82", b"\\xff", b"\\xff\\xc3")]
+        [0, 1, 0, 1]
+    """
+    state = START
+    for byte in prompt[1 - _MOST_DUE :]:  # a character that is not whole has no more bytes
+        state = _ROWS[state][byte]
+        if state == REJECTED:  # the byte may begin a character itself
+            state = _ROWS[START][byte] % REJECTED
+    return state
+
+
 def _forbidden(state: int, room: int) -> npt.NDArray[np.bool_]:
     due_after = np.array([*DUE, 1 << 30])[_TABLE[state]]
     forbidden = np.append(due_after > room - 1, state != START)

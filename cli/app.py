@@ -3,37 +3,62 @@
 Exit codes: 0 done, 2 the caller's mistake (one line), 1 ours (a traceback, please report it), 130 interrupted.
 """
 
+import importlib
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Final
 
 import typer
+from typer.core import TyperCommand
 
 from bytelm.cli import console
-from bytelm.cli.compare import ablate, compare
-from bytelm.cli.doctor import doctor
-from bytelm.cli.evaluate import evaluate
-from bytelm.cli.export import export
-from bytelm.cli.generate import generate
 from bytelm.cli.grouped_help import GroupedCommand
-from bytelm.cli.ingest import ingest
-from bytelm.cli.inspect import inspect
-from bytelm.cli.probe import probe
-from bytelm.cli.quickstart import quickstart
-from bytelm.cli.report import report
-from bytelm.cli.train import train
-from bytelm.cli.tune import tune
+from bytelm.cli.quick_command import QuickCommand, QuickGroup
 from bytelm.errors import BytelmError
 
-app = typer.Typer(
-    name="bytelm",
-    help="Train and run language models that read raw bytes and predict the next K at once.",
-    invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS: Final = {
+    "quickstart": "quickstart",
+    "ingest": "ingest",
+    "inspect": "inspect",
+    "train": "train",
+    "generate": "generate",
+    "tune": "tune",
+    "eval": "evaluate",
+    "compare": "compare",
+    "ablate": "compare:ablate",
+    "probe": "probe",
+    "report": "report",
+    "export": "export",
+    "doctor": "doctor",
+}
+"""Where each command is: a module of ``bytelm.cli``, and its function where that has another name."""
+
+_CLASSES: Final[dict[str, type[TyperCommand]]] = {
+    "ingest": GroupedCommand,
+    "eval": GroupedCommand,
+    "generate": QuickCommand,
+}
+
+
+def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The program with some of its commands; their modules are imported."""
+    app = typer.Typer(
+        name="bytelm",
+        cls=QuickGroup,
+        help="Train and run language models that read raw bytes and predict the next K at once.",
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_common)
+    for name in names:
+        module, _, function = COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(f"bytelm.cli.{module}"), function or module)
+        app.command(name, cls=_CLASSES.get(name))(command)
+    return app
 
 
 def _version(asked: bool) -> None:
@@ -44,7 +69,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _common(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -57,21 +81,6 @@ def _common(
         console.result(context.get_help())
 
 
-app.command()(quickstart)
-app.command(cls=GroupedCommand)(ingest)
-app.command()(inspect)
-app.command()(train)
-app.command()(generate)
-app.command()(tune)
-app.command("eval", cls=GroupedCommand)(evaluate)
-app.command()(compare)
-app.command()(ablate)
-app.command()(probe)
-app.command()(report)
-app.command()(export)
-app.command()(doctor)
-
-
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; every failure prints one line on stderr.
 
@@ -81,7 +90,10 @@ def run(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     try:
-        command = typer.main.get_command(app)  # not app(…), which would end on Ctrl-C without a word
+        # A command that is known needs none of the others: their modules take longer than a short generation.
+        asked = next((word for word in words if word != "--debug"), None)
+        command = typer.main.get_command(make_app([asked] if asked in COMMANDS else COMMANDS))
+        # Not app(…), which would end on Ctrl-C without a word.
         with command.make_context("bytelm", list(words)) as context:
             outcome = command.invoke(context)
     except typer.Exit as leave:

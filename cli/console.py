@@ -5,14 +5,16 @@ a model is made safe first: a terminal obeys escape sequences, so they are shown
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
-from typing import Any
-
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from bytelm.utf8 import shown
+
+if TYPE_CHECKING:  # a tenth of a second, which a command that prints a line does not have
+    from rich.console import Console
+    from rich.text import Text
 
 EXIT_OK = 0
 EXIT_OURS = 1
@@ -20,8 +22,10 @@ EXIT_CALLER = 2
 EXIT_INTERRUPTED = 130
 
 
-def people() -> Console:
+def people() -> "Console":
     """A console on stderr, for progress, tables and dashboards. Markup and highlighting are off: text is text."""
+    from rich.console import Console
+
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=False)
 
 
@@ -45,6 +49,18 @@ def fail(message: str) -> None:
     say(f"error: {shown(' '.join(message.split()))}")
 
 
-def styled(text: str, style: str) -> Text:
+def terminal() -> "Console | None":
+    """A console on stdout where that is a terminal, or is to be treated like one; else None."""
+    if not (sys.stdout.isatty() or {"FORCE_COLOR", "TTY_COMPATIBLE"} & set(os.environ)):
+        return None
+    from rich.console import Console
+
+    found = Console(markup=False, highlight=False)
+    return found if found.is_terminal else None
+
+
+def styled(text: str, style: str) -> "Text":
     """Safe text in one style, never read as markup."""
+    from rich.text import Text
+
     return Text(shown(text), style=style)

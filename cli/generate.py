@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from bytelm.cli import console
 from bytelm.cli.generate_many import from_file, interactively
@@ -17,8 +16,10 @@ from bytelm.errors import GenerationError
 from bytelm.palette import source_name
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bytelm.api import LanguageModel
-    from bytelm.generation import GenerateSettings, Generation, Step
+    from bytelm.generation import Generation, Step
 
 
 def generate(
@@ -42,8 +43,8 @@ def generate(
     ] = False,
     max_bytes: Annotated[int, typer.Option("--max-bytes", help="Bytes at most.")] = 256,
     draft: Annotated[
-        Literal["adaptive", "heads", "tree", "ngram", "none"],
-        typer.Option("--draft", help="Who drafts: adaptive is what pays; none is plain decoding, a byte a step."),
+        Literal["adaptive", "heads", "ngram", "none"],
+        typer.Option("--draft", help="Who drafts: adaptive is what pays; none is plain decoding, a byte per step."),
     ] = "adaptive",
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Sample among the k most probable ids.")] = None,
@@ -67,13 +68,9 @@ def generate(
         list[str] | None, typer.Option("--stop", help="End before this string, which is not shown; may be repeated.")
     ] = None,
     exact: Annotated[
-        Literal["padded", "off"],
-        typer.Option("--exact", help="padded: bytes equal plain decoding's; off: fewer rows, faster, no promise."),
-    ] = "padded",
-    accept: Annotated[
-        Literal["coupled", "rejection"],
-        typer.Option("--accept", help="How drafts of samples are judged; rejection: same law, not the same bytes."),
-    ] = "coupled",
+        Literal["auto", "bits"],
+        typer.Option("--exact", help="bits: equal bytes whatever is drafted, or an error; auto: what there is."),
+    ] = "auto",
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour bytes by the head that drafted them; ‹ › without colours.")
     ] = False,
@@ -82,14 +79,15 @@ def generate(
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Write the exact bytes, control characters too.")] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; default: one for a small model.")
+        int | None,
+        typer.Option("--threads", min=1, help="CPU threads; by default one for a small model, else all cores."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="torch device; auto takes CUDA where there is one.")] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
         typer.Option(
             "--precision",
-            help="Of the weights; auto is float32 on the CPU, bfloat16 on CUDA; int8 is for large models on a CPU.",
+            help="Of the matrices; auto has the bits of float32 on a CPU; int8 is faster, a little another model.",
         ),
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
@@ -112,11 +110,8 @@ def generate(
         raise GenerationError(f"{name} has an output of its own; leave out {others}")
     prompt_data = _read_prompt(prompt, prompt_file, prompt_hex, others=bool(batch_file or interactive))
 
-    import torch
-
     from bytelm.api import load
-    from bytelm.decode import decode_steps
-    from bytelm.device import choose_decoding_threads
+    from bytelm.decode import decode_steps, exactness
     from bytelm.generation import GenerateSettings, Generation
 
     settings = GenerateSettings(
@@ -132,13 +127,17 @@ def generate(
         seed=seed,
         stop=tuple(os.fsencode(string) for string in stop or ()),
         exact=exact,
-        accept=accept,
     )
-    model = load(run, device=device, precision=precision)
-    torch.set_num_threads(threads or choose_decoding_threads(model.model.parameter_counts()["total"]))
-    heads = model.model.heads.count
+    model = load(run, device=device, precision=precision, threads=threads)
+    if model.engine is None and threads is None:
+        import torch
+
+        from bytelm.device import choose_decoding_threads
+
+        torch.set_num_threads(choose_decoding_threads(model.model.parameter_counts()["total"]))
+    heads = model.head_count
     plan = model.plan()
-    for note in _notes(model, prompt_data, settings):
+    for note in _notes(model, prompt_data):
         console.say(note)
     if batch_file is not None:
         return from_file(model, batch_file, settings, slots=slots)
@@ -150,7 +149,7 @@ def generate(
     interrupted = False
     begin = time.perf_counter()
     try:
-        for step in decode_steps(model.model, prompt_data, settings, context_bytes=model.context_bytes, tuned=plan):
+        for step in decode_steps(model.decoder, prompt_data, settings, context_bytes=model.context_bytes, tuned=plan):
             steps.append(step)
             view.show(step.data, step.sources)
     except KeyboardInterrupt:
@@ -159,7 +158,7 @@ def generate(
     view.finish()
     generation = Generation.of(steps, prediction_heads=heads, elapsed_s=elapsed_s, interrupted=interrupted)
     if as_json:
-        facts = generation_json(generation, settings, len(prompt_data))
+        facts = generation_json(model, generation, settings, len(prompt_data))
         console.print_json(facts | ({"sources": list(generation.sources)} if show_drafts else {}))
     else:
         if show_drafts:
@@ -169,9 +168,10 @@ def generate(
                 f"the context of {model.context_bytes} bytes filled up: its last half was read afresh, "
                 "and what came before was forgotten"
             )
-        console.say(_statistics(generation, settings))
+        console.say(_statistics(generation, exactness(model.decoder)))
         if stats:
             console.people().print(_table(generation))
+            console.say(f"decoded by {model.decoded_by}")
             console.say(f"plan: {_origin(model)}; bytelm tune {console.shown(str(run))} measures this machine")
     return console.EXIT_INTERRUPTED if interrupted else console.EXIT_OK
 
@@ -197,7 +197,7 @@ def _read_prompt(prompt: str | None, file: Path | None, digits: str | None, *, o
         raise GenerationError(f"cannot read the prompt {file}: {error.strerror}; give another file") from error
 
 
-def _notes(model: "LanguageModel", prompt: bytes, settings: "GenerateSettings") -> list[str]:
+def _notes(model: "LanguageModel", prompt: bytes) -> list[str]:
     """What the caller should know before the first byte."""
     notes = []
     context = model.context_bytes
@@ -207,34 +207,27 @@ def _notes(model: "LanguageModel", prompt: bytes, settings: "GenerateSettings") 
         )
     if model.refused:
         notes.append(model.refused)
-    embedding = model.model.embedding
-    tested = str(embedding.device) == "cpu"
-    if settings.draft != "none" and settings.exact == "padded" and not tested:
-        notes.append(
-            f"equal bytes with and without drafts are tested on the CPU; on {embedding.device} they rest on the "
-            "device's kernels"
-        )
     return notes
 
 
 def _origin(model: "LanguageModel") -> str:
     """What is behind the planner's decisions."""
-    from bytelm.decode import prior_plan
+    from bytelm.plans import guessed_plan
 
     plan = model.plan()
     if plan is None:
         return "guesses"
-    if plan.costs == prior_plan(model.model).costs:
+    if plan.costs == guessed_plan(model.decoder).costs:
         return "the worth of drafts as measured before, what steps cost guessed"
     return "as measured on such a machine"
 
 
-def _statistics(generation: "Generation", settings: "GenerateSettings") -> str:
+def _statistics(generation: "Generation", exact: str) -> str:
     words = [
-        f"{len(generation.data)} bytes in {generation.steps} steps ({generation.bytes_per_step:.2f} bytes a step)",
+        f"{len(generation.data)} bytes in {generation.steps} steps ({generation.bytes_per_step:.2f} bytes per step)",
         f"{generation.elapsed_s:.2f} s, {generation.bytes_per_second:.0f} bytes/s",
         f"ended by {generation.finish_reason}",
-        f"exact {settings.exact}",
+        f"exact {exact}",
     ]
     drafted = [f"{share:.2f}" for share in generation.acceptance_by_head[1:] if share is not None]
     if drafted:
@@ -242,17 +235,18 @@ def _statistics(generation: "Generation", settings: "GenerateSettings") -> str:
     return "; ".join(words)
 
 
-def _table(generation: "Generation") -> Table:
+def _table(generation: "Generation") -> "Table":
     """What became of the drafts of each source."""
-    from bytelm.drafting import BRANCH, PAST
+    from rich.table import Table
+
+    from bytelm.drafting import LOOKUP
 
     table = Table(box=None, padding=(0, 1))
     for title in ("source", "verified", "right", "share"):
         table.add_column(title, justify="left" if title == "source" else "right")
     pairs = list(zip(generation.proposed_by_head, generation.accepted_by_head, strict=True))
     counts = [(source_name(head), *pair) for head, pair in enumerate(pairs) if head]
-    counts.append((source_name(PAST), generation.proposed_by_past, generation.accepted_by_past))
-    counts.append((source_name(BRANCH), generation.proposed_by_branch, generation.accepted_by_branch))
+    counts.append((source_name(LOOKUP), generation.proposed_by_lookup, generation.accepted_by_lookup))
     for name, proposed, accepted in counts:
         table.add_row(name, str(proposed), str(accepted), f"{accepted / proposed:.2f}" if proposed else "")
     table.add_row("rows of all passes", str(generation.rows), str(len(generation.data)), "")

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
-
 from bytelm.cli import console
 from bytelm.cli.generate_view import SafeText, Terminal
 from bytelm.cli.generation_json import as_json
@@ -38,7 +36,7 @@ def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", 
     Raises:
         GenerationError: A line is not such an object.
     """
-    from bytelm.decode import decode_batch
+    from bytelm.decode import decode_batch, exactness
     from bytelm.generation import Generation
 
     asked = _requests(path, settings)
@@ -50,15 +48,15 @@ def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", 
         name, request = asked[index]
         generation = Generation.of(
             steps.pop(index, []),
-            prediction_heads=model.model.heads.count,
+            prediction_heads=model.head_count,
             elapsed_s=time.perf_counter() - begin,
         )
-        facts = as_json(generation, request.settings, len(request.prompt))
+        facts = as_json(model, generation, request.settings, len(request.prompt))
         console.print_json({"index": index} | ({} if name is None else {"id": name}) | facts)
 
     done: set[int] = set()
     for index, step in decode_batch(
-        model.model,
+        model.decoder,
         [request for _, request in asked],
         context_bytes=model.context_bytes,
         slots=slots,
@@ -75,8 +73,8 @@ def from_file(model: "LanguageModel", path: Path, settings: "GenerateSettings", 
         write(index)
     elapsed_s = time.perf_counter() - begin
     console.say(
-        f"{len(asked)} prompts, {generated} bytes, {generated / max(passes, 1):.2f} bytes a step of a prompt; "
-        f"{elapsed_s:.2f} s, {generated / max(elapsed_s, 1e-9):.0f} bytes/s; exact {settings.exact}"
+        f"{len(asked)} prompts, {generated} bytes, {generated / max(passes, 1):.2f} bytes per step of a prompt; "
+        f"{elapsed_s:.2f} s, {generated / max(elapsed_s, 1e-9):.0f} bytes/s; exact {exactness(model.decoder)}"
     )
     return console.EXIT_OK
 
@@ -127,21 +125,20 @@ def interactively(model: "LanguageModel", settings: "GenerateSettings") -> int:
 
     from bytelm.decode import decode_steps
 
-    terminal = Console(markup=False, highlight=False)
-    heads = model.model.heads.count
+    terminal = console.terminal()
     sequence = 0
     while True:
         try:
-            prompt = os.fsencode(input("› " if terminal.is_terminal else ""))
+            prompt = os.fsencode(input("" if terminal is None else "› "))
         except EOFError:
             return console.EXIT_OK
         if not prompt:
             return console.EXIT_OK
-        view = Terminal(terminal, b"", heads) if terminal.is_terminal else SafeText(marks=False)
+        view = SafeText(marks=False) if terminal is None else Terminal(terminal, b"", model.head_count)
         begin, count, steps = time.perf_counter(), 0, 0
         own = dataclasses.replace(settings, sequence=sequence)
         try:
-            for step in decode_steps(model.model, prompt, own, context_bytes=model.context_bytes, tuned=model.plan()):
+            for step in decode_steps(model.decoder, prompt, own, context_bytes=model.context_bytes, tuned=model.plan()):
                 view.show(step.data, step.sources)
                 count, steps = count + len(step.data), steps + 1
         except KeyboardInterrupt:  # ends this completion, not the conversation

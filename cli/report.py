@@ -67,15 +67,17 @@ def report(
 
 
 def _decoded(run: Path, prompts: list[str], max_bytes: int) -> "list[SideBySide]":
-    import torch
-
-    from bytelm.checkpoint import load_model
-    from bytelm.device import choose_decoding_threads
+    from bytelm.api import load
     from bytelm.report import side_by_side
 
-    model, config = load_model(run)
-    torch.set_num_threads(choose_decoding_threads(model.parameter_counts()["total"]))
+    model = load(run, device="cpu")
     return [
-        side_by_side(model, os.fsencode(prompt), max_bytes=max_bytes, context_bytes=config.data.window_bytes)
+        side_by_side(
+            model.decoder,
+            os.fsencode(prompt),
+            max_bytes=max_bytes,
+            context_bytes=model.context_bytes,
+            tuned=model.plan(),
+        )
         for prompt in prompts
     ]

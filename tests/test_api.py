@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from bytelm.api import GenerateOptions, LanguageModel, load
 from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.config import RunConfig
 from bytelm.drafting import DraftPolicy
+from bytelm.engine.library import load_library
+from bytelm.engine.weights import engine_from_torch
 from bytelm.errors import CheckpointError, ConfigError, GenerationError
 from bytelm.generation import GenerateSettings
 from bytelm.model import ByteLM
@@ -36,24 +41,33 @@ CONFIG = RunConfig.build(
 
 
 @pytest.fixture(scope="module")
-def model() -> LanguageModel:
+def weights() -> ByteLM:
     torch.manual_seed(1)
     weights = ByteLM(CONFIG.model, CONFIG.heads).eval()
     unembedding: Any = weights.heads.unembedding  # the linear family's
     with torch.no_grad():
         unembedding.weight.mul_(8.0)
-    return LanguageModel(weights, CONFIG)
+    return weights
+
+
+@pytest.fixture(scope="module", params=["compiled", "torch"])
+def model(request: pytest.FixtureRequest, weights: ByteLM, run: Path) -> LanguageModel:
+    if request.param == "torch":
+        return LanguageModel(weights, CONFIG)
+    if load_library() is None:
+        pytest.skip("the engine was not built")
+    return load(run)
 
 
 @pytest.fixture(scope="module")
-def run(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(weights: ByteLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     snapshot = Snapshot(
         step=3,
         config=CONFIG,
         corpus="corpus",
         fingerprint="0" * 64,
-        model=model.model.state_dict(),
+        model=weights.state_dict(),
         optimizer={},
         random={"cpu": torch.get_rng_state()},
         progress={},
@@ -155,3 +169,58 @@ def test_a_device_that_is_not_there_and_a_run_that_is_not_there_are_named(run: P
         load(run, device="warp:9")
     with pytest.raises(CheckpointError, match="does not exist"):
         load(tmp_path / "nowhere")
+
+
+def test_a_path_says_who_decodes_and_with_what(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if load_library() is not None:
+        model = load(run, threads=2, precision="bfloat16")
+        assert model.engine is model.decoder
+        by = model.decoded_by
+        assert (by.name, by.precision, by.threads, by.reason) == ("compiled", "bfloat16", 2, "")
+        assert str(by) == f"the engine ({by.isa}, bfloat16, 2 threads)"
+    monkeypatch.setattr("bytelm.api.unavailable_reason", lambda: "no library was built")
+    model = load(run)
+    assert model.engine is None
+    assert model.engine_reason == model.decoded_by.reason == "no library was built"
+    assert model.decoder is model.model
+    assert str(model.decoded_by).startswith("torch (float32, ")
+    with pytest.raises(ConfigError, match="int8 needs the engine"):
+        load(run, precision="int8")
+    with pytest.raises(ConfigError, match="threads = 0"):
+        load(run, threads=0)
+
+
+def test_a_loaded_model_is_pickled_as_its_path_and_another_is_not(run: Path, model: LanguageModel) -> None:
+    loaded = load(run, device="cpu", precision="float32", threads=1)
+    again = pickle.loads(pickle.dumps(loaded))  # noqa: S301  our own, made in this line
+    assert again.decoded_by == loaded.decoded_by
+    assert again.generate("x", max_bytes=20).data == loaded.generate("x", max_bytes=20).data
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(LanguageModel(model.model, CONFIG))
+
+
+@pytest.mark.skipif(load_library() is None, reason="the engine was not built")
+def test_an_engine_alone_decodes_and_has_no_torch_model(weights: ByteLM) -> None:
+    model = LanguageModel(engine_from_torch(weights), CONFIG)
+    assert model.generate("x", max_bytes=20).data == LanguageModel(weights, CONFIG).generate("x", max_bytes=20).data
+    assert model.plan() is None
+    with pytest.raises(GenerationError, match="an engine alone"):
+        _ = model.model
+
+
+@pytest.mark.skipif(load_library() is None, reason="the engine was not built")
+def test_generating_and_scoring_on_a_cpu_load_no_torch(run: Path) -> None:
+    code = f"""
+import sys, bytelm
+model = bytelm.load({str(run)!r}, device="cpu")
+model.generate("x", max_bytes=9, stop="zz", logprobs=True)
+model.generate_batch(["a", "b", "c"], max_bytes=9, slots=2, temperature=1.0)
+list(model.stream("x", max_bytes=9, utf8=True))
+model.score("x", "yz")
+model.plan(), model.vocabulary, model.head_count, model.decoded_by
+print(*({{"torch", "pydantic", "rich", "typer"}} & set(sys.modules)))
+print(model.config.heads.count, "torch" in sys.modules)
+print(model.model.heads.count, "torch" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.splitlines() == ["", "4 False", "4 True"]

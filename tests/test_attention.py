@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bytelm import attention_flex, attention_torch, attention_xformers
-from bytelm.attention import Mask, attend, attend_range, choose_backend
+from bytelm.attention import Mask, attend, attend_cached, choose_backend
 from bytelm.attention_blocks import Blocks, _mix, _mix_backward
 from bytelm.config import AttentionBackend, AttentionSetting, HeadsConfig, ModelConfig
 from bytelm.errors import ConfigError
@@ -314,7 +314,7 @@ def test_rows_over_cached_keys_equal_the_last_rows_of_a_whole_pass(heads: int, g
     key, value = (torch.randn(2, groups, 40, 8, generator=generator) for _ in range(2))
     expected = attend(query, key, value, Mask.build(40, window_bytes=9, backend="reference"))[:, :, 35:]
     bias_MS = torch.zeros(5, 40).masked_fill(~visible_dense(40, window_bytes=9)[0, 35:], -torch.inf)
-    found = attend_range(query[:, :, 35:], key, value, bias_MS.repeat(heads // groups, 1, 1))
+    found = attend_cached(query[:, :, 35:], key, value, bias_MS.expand(2, heads // groups, -1, -1))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -122,7 +122,7 @@ def test_drafts_change_no_byte(vocabulary: BPEVocab, prompt: bytes, temperature:
         generate(
             model, prompt, GenerateSettings(max_bytes=150, temperature=temperature, draft=draft), context_bytes=100
         )
-        for draft in ("none", "heads", "adaptive", "tree")
+        for draft in ("none", "heads", "adaptive")
     ]
     assert len({one.data for one in found}) == 1
     assert all(len(one.sources) == len(one.data) for one in found)

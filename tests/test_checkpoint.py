@@ -138,7 +138,7 @@ def test_beside_an_average_the_trained_weights_come_back_and_the_average_is_what
 
 
 def test_a_checkpoint_of_the_first_version_still_loads(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bytelm.checkpoint.FORMAT_VERSION", 1)
+    monkeypatch.setattr("bytelm.checkpoint_files.FORMAT_VERSION", 1)
     checkpoint = save_checkpoint(run, snapshot_of(10), keep=1)
     monkeypatch.undo()
     assert json.loads((checkpoint / "manifest.json").read_bytes())["version"] == 1

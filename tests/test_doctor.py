@@ -5,12 +5,15 @@ import resource
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from bytelm import attention, doctor, machine, probes
 from bytelm.doctor import Finding, examine
+from bytelm.engine.library import REMEDY, Library
+from bytelm.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def only(findings: Iterator[Finding]) -> Finding:
 def test_every_part_is_looked_at(findings: list[Finding]) -> None:
     parts = {finding.part.partition(":")[0].partition(" (")[0] for finding in findings}
     assert parts >= {
-        "other work", "versions", "processor", "GPU", "threads", "products", "attention", "compiler", "memory", "disk",
-        "zstd", "extra",
+        "other work", "versions", "processor", "GPU", "threads", "products", "attention", "compiler", "engine",
+        "memory", "disk", "zstd", "extra",
     }  # fmt: skip
 
 
@@ -63,7 +66,7 @@ def test_the_extras_are_those_that_are_declared_for_users(findings: list[Finding
         finding.figures["extra"]: finding.figures["versions"] for finding in findings if "extra" in finding.figures
     }
     assert extras["ray"].keys() == {"ray"}
-    assert not {"dev", "bench", "bench-llama"} & extras.keys()
+    assert not {"dev", "bench", "bench-llama", "cross"} & extras.keys()
 
 
 def test_an_extra_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +127,48 @@ def test_a_limit_on_the_size_of_files_is_a_fault(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert finding.state == "fault"
     assert "ulimit -f" in finding.text
+
+
+def loaded(**changed: object) -> Library:
+    facts = {"isa": "avx2", "isas": ("avx512", "avx2", "plain"), "runnable": ("avx2", "plain")} | changed
+    return Library(path=Path("/lib/engine.so"), compiler="g++ 12", abi=1, handle=Mock(), **facts)  # pyright: ignore
+
+
+def test_the_engine_is_named_with_its_instruction_set_and_its_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "unavailable_reason", lambda: "")
+    monkeypatch.setattr(doctor, "load_library", loaded)
+    finding = only(doctor._engine())
+    assert finding.state == "ok"
+    assert finding.text == "decodes on CPUs with avx2 (it also has avx512, plain), built by g++ 12"
+    assert finding.figures["engine"] == "avx2"
+    assert finding.figures["runnable"] == ["avx2", "plain"]
+    monkeypatch.setattr(doctor, "load_library", lambda: loaded(isas=("avx2",)))
+    assert "(its only variant)" in only(doctor._engine()).text
+
+
+def test_why_torch_decodes_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "load_library", lambda: None)
+    monkeypatch.setattr(doctor, "unavailable_reason", lambda: f"no library was built: no compiler; {REMEDY}")
+    monkeypatch.delenv("BYTELM_ENGINE", raising=False)
+    finding = only(doctor._engine())
+    assert finding.state == "fault"
+    assert finding.text == "torch decodes on CPUs, several times slower: no library was built: no compiler"
+    assert "python -m bytelm.engine.build" in (finding.remedy or "")
+    monkeypatch.setenv("BYTELM_ENGINE", "off")
+    finding = only(doctor._engine())
+    assert finding.state == "note"
+    assert finding.remedy == "unset BYTELM_ENGINE"
+
+
+def test_an_engine_that_cannot_be_chosen_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ConfigError("BYTELM_ENGINE=mmx is unknown")
+
+    monkeypatch.setattr(doctor, "load_library", refuse)
+    finding = only(doctor._engine())
+    assert finding.state == "fault"
+    assert finding.text == "BYTELM_ENGINE=mmx is unknown"
+    assert "BYTELM_ENGINE" in (finding.remedy or "")
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])

@@ -6,81 +6,61 @@ import random
 import numpy as np
 import pytest
 
-from bytelm.drafting import MOST_NODES, PAST, Calibration, Candidate, Drafter, RowRule, StepCost, plan, prior_cost
+from bytelm.drafting import LOOKUP, MOST_DRAFTS, Calibration, Candidate, Drafter, StepCost, prior_cost, select_drafts
 from bytelm.generation import GenerateSettings
+from bytelm.pair_correction import PairCorrection
+from bytelm.sampling import CHOICES
 from bytelm.vocab import EOD, VOCABULARY_SIZE
 
-COST = prior_cost("cpu", heads=0.1)
+FLAT = StepCost((1, 128), (1.0, 1.0), 0.0)
 
 
 def drafter(policy: str = "adaptive", data: bytes = b"", **settings: float) -> tuple[Drafter, GenerateSettings]:
     asked = GenerateSettings(**settings)  # pyright: ignore[reportArgumentType]  # names and numbers
-    return Drafter(asked.law(), policy, Calibration(), data), asked  # pyright: ignore[reportArgumentType]
+    return Drafter(asked.next_byte(), policy, Calibration(), data), asked  # pyright: ignore[reportArgumentType]
 
 
-def candidate(parent: int, reach: float) -> Candidate:
-    return Candidate(parent, 65, 1, reach, None, reach)
-
-
-def trees(count: int, seed: int) -> list[list[Candidate]]:
-    """Random trees whose nodes are likelier to be reached than their children."""
-    source, found = random.Random(seed), []
-    for _ in range(count):
-        nodes: list[Candidate] = []
-        for index in range(source.randint(0, 6)):
-            parent = source.randint(-1, index - 1)
-            above = 1.0 if parent < 0 else nodes[parent].reach
-            nodes.append(candidate(parent, above * source.choice((0.2, 0.5, 0.9, 1.0))))
-        found.append(nodes)
-    return found
+def chain(*probabilities: float) -> list[Candidate]:
+    paths = itertools.accumulate(probabilities, lambda path, probability: path * probability)
+    return [Candidate(65, 1, one, path) for one, path in zip(probabilities, paths, strict=True)]
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_no_other_tree_pays_more_than_the_planned_one(seed: int) -> None:
-    proposals = trees(seed % 3 + 1, seed)
+@pytest.mark.parametrize("rounding", [1, 4])
+def test_no_other_chains_pay_more_than_the_planned_ones(seed: int, rounding: int) -> None:
+    source = random.Random(seed)
+    proposals = [
+        chain(*(source.choice((0.2, 0.5, 0.9, 1.0)) for _ in range(source.randint(0, 5)))) for _ in range(seed % 3 + 1)
+    ]
     stairs = StepCost((1, 4, 5, 8, 9, 16, 24), (1.0, 1.0, 1.4, 1.4, 1.5, 2.5, 4.0), 0.1)
-    rule = RowRule(whole=4)
-    rate = 1.0
 
-    def worth(counts: list[int], reach: float) -> float:
-        return len(proposals) + reach - rate * stairs.of(rule.total([1 + count for count in counts]), len(proposals))
+    def rounded(rows: int) -> int:
+        return -(-rows // rounding) * rounding
 
-    planned = plan(proposals, "adaptive", stairs, rate, rows=rule)
-    found = worth([len(draft.nodes) for draft in planned], sum(node.reach for one in planned for node in one.nodes))
-    flat = [(place, index) for place, nodes in enumerate(proposals) for index in range(len(nodes))]
-    best = -1e9
-    for size in range(min(len(flat), 9) + 1):
-        for chosen in itertools.combinations(flat, size):
-            taken = set(chosen)
-            if all(proposals[p][i].parent < 0 or (p, proposals[p][i].parent) in taken for p, i in chosen):
-                counts = [sum(p == place for p, _ in chosen) for place in range(len(proposals))]
-                best = max(best, worth(counts, sum(proposals[p][i].reach for p, i in chosen)))
-    assert found >= best - 1e-9 or len(flat) > 9
+    def worth(counts: tuple[int, ...]) -> float:
+        rows = len(proposals) * rounded(1 + max(counts))
+        expected = sum(one.path_probability for nodes, n in zip(proposals, counts, strict=True) for one in nodes[:n])
+        return expected - stairs.of(rows, len(proposals))
+
+    planned = select_drafts(proposals, "adaptive", stairs, 1.0, round_rows=rounded)
+    assert all(draft == proposal[: len(draft)] for draft, proposal in zip(planned, proposals, strict=True))
+    found = worth(tuple(len(draft) for draft in planned))
+    every = list(itertools.product(*(range(len(proposal) + 1) for proposal in proposals)))
+    assert found == pytest.approx(max(map(worth, every)))
 
 
 def test_what_gains_nothing_is_not_drafted() -> None:
-    dear = StepCost((1, 2, 8), (1.0, 2.0, 8.0), 0.0)
-    (draft,) = plan([[candidate(-1, 0.5), candidate(0, 0.4)]], "adaptive", dear, 1.0, rows=RowRule())
-    assert draft.nodes == []
-    (draft,) = plan([[candidate(-1, 0.9)]], "none", dear, 1.0, rows=RowRule())
-    assert draft.nodes == []
+    expensive = StepCost((1, 2, 8), (1.0, 2.0, 8.0), 0.0)
+    assert select_drafts([chain(0.5, 0.8)], "adaptive", expensive, 1.0) == [[]]
+    assert select_drafts([chain(0.9)], "none", expensive, 1.0) == [[]]
 
 
-def test_a_planned_draft_has_its_chain_first_and_parents_before_children() -> None:
-    for seed in range(50):
-        for draft in plan(trees(2, seed), "adaptive", prior_cost("cuda", heads=0.1), 1.0, rows=RowRule()):
-            assert all(node.parent < index for index, node in enumerate(draft.nodes))
-            assert all(draft.nodes[index].parent == index - 1 for index in range(draft.chain))
-            cut = draft.cut(2)
-            assert len(cut.nodes) <= 2
-            assert cut.chain <= len(cut.nodes)
-
-
-def test_rows_are_rounded_for_each_sequence_and_for_all() -> None:
-    assert RowRule(sequence=2, whole=4).padded([1, 3, 2]) == [2, 4, 2]
-    assert RowRule(sequence=2, whole=4).padded([1, 3]) == [2, 6]
-    assert RowRule().padded([1, 3]) == [1, 3]
-    assert RowRule(least=8, fixed=True).padded([1, 3]) == [8, 8]
+def test_rows_that_another_sequence_pays_for_are_used() -> None:
+    long, short = chain(*[0.99] * 6), chain(*[0.6] * 6)
+    steep = StepCost((1, 64), (1.0, 17.0), 0.0)
+    found = select_drafts([long, short], "adaptive", steep, 1.0)
+    assert [len(draft) for draft in found] == [6, 6]
+    assert select_drafts([short], "adaptive", steep, 1.0) != [short]
 
 
 def test_cost_is_a_line_between_what_was_measured_and_behind_it() -> None:
@@ -89,59 +69,110 @@ def test_cost_is_a_line_between_what_was_measured_and_behind_it() -> None:
     assert cost.of(4, sequences=3) == 2.0
 
 
-def test_the_past_goes_on_where_the_heads_end() -> None:
+def test_prompt_lookup_goes_on_where_the_heads_end() -> None:
     one, asked = drafter(data=b"0123456789 abcdefghijk 0123456789 abc")
-    node = asked.law().first_node(b"")
+    context = asked.next_byte().first_context(b"")
     logits_KV = np.zeros((2, VOCABULARY_SIZE), np.float32)
     logits_KV[[0, 1], [ord("d"), ord("e")]] = 9.0
-    nodes = one.candidates(logits_KV, [], node, 8)
-    chain = [node for index, node in enumerate(nodes) if node.parent == index - 1]
-    assert bytes(node.identifier for node in chain[:8]) == b"defghijk"
-    assert {node.source for node in chain[2:8]} == {PAST}
-    assert all(later.reach <= earlier.reach for earlier, later in itertools.pairwise(chain))
-    assert len(nodes) <= 8 + 2 * 8
+    found = one.propose(logits_KV, context, 8)
+    assert bytes(candidate.identifier for candidate in found) == b"defghijk"
+    assert [candidate.source for candidate in found[:2]] == [1, 2]
+    assert {candidate.source for candidate in found[2:]} == {LOOKUP}
+    for earlier, later in itertools.pairwise(found):
+        assert later.path_probability == pytest.approx(earlier.path_probability * later.probability)
     alone, _ = drafter("ngram", b"0123456789 abcdefghijk 0123456789 abc")
-    assert bytes(node.identifier for node in alone.candidates(None, [], node, 5)) == b"defgh"
+    assert bytes(candidate.identifier for candidate in alone.propose(None, context, 5)) == b"defgh"
+
+
+def test_a_sure_lookup_outweighs_a_head_that_hesitates() -> None:
+    one, asked = drafter(data=b"0123456789 abcdefghijk 0123456789 abc")
+    context = asked.next_byte().first_context(b"")
+    logits_KV = np.zeros((1, VOCABULARY_SIZE), np.float32)
+    logits_KV[0, ord("x")] = 0.5
+    assert one.propose(logits_KV, context, 1)[0].identifier == ord("d")
+    logits_KV[0, ord("x")] = 30.0
+    unsure, _ = drafter(data=b"9 abcd, and abc")
+    assert unsure.propose(logits_KV, context, 1)[0].identifier == ord("x")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_probabilities_and_kinds_are_the_stated_ones(temperature: float) -> None:
+    one, asked = drafter("heads", temperature=temperature)
+    logits_KV = np.zeros((1, VOCABULARY_SIZE), np.float32)
+    logits_KV[0, 65] = 40.0 if temperature else 3.0
+    context = asked.next_byte().first_context(b"")
+    (candidate,) = one.propose(logits_KV, context, 1)
+    sampled = np.exp(logits_KV[0, :CHOICES].astype(float) / (temperature or 1.0))
+    probability = float(sampled[65] / sampled.sum())
+    assert candidate.identifier == 65
+    assert candidate.kind == (
+        "drawn head 0 12" if temperature else f"head 0 {int(-2 * np.log(1 - probability + 1e-4))}"
+    )
+    expected = min(probability, 0.999) if temperature else probability**0.6
+    assert candidate.probability == pytest.approx(expected)
+
+
+def test_the_correction_knows_the_bytes_that_were_drafted() -> None:
+    asked = GenerateSettings()
+    tables = np.zeros((CHOICES, 1), np.float32), np.zeros((CHOICES, 1), np.float32), np.zeros((1, CHOICES), np.float32)
+    tables[0][65] = 1.0
+    tables[2][0, 66] = 50.0
+    pairs = PairCorrection(*tables, np.ones(2, np.float32), np.ones(2, np.float32))
+    logits_KV = np.zeros((2, VOCABULARY_SIZE), np.float32)
+    logits_KV[0, 65], logits_KV[1, 67] = 9.0, 9.0
+    for correction, expected in ((None, b"AC"), (pairs, b"AB")):
+        one = Drafter(asked.next_byte(), "heads", Calibration(), b"", correction)
+        found = one.propose(logits_KV, asked.next_byte().first_context(b""), 9)
+        assert bytes(candidate.identifier for candidate in found) == expected
 
 
 def test_an_end_of_document_and_what_is_behind_it_is_not_drafted() -> None:
     one, asked = drafter("heads")
     logits_KV = np.zeros((4, VOCABULARY_SIZE), np.float32)
     logits_KV[[0, 1, 2, 3], [65, 66, EOD, 67]] = 1.0
-    node = asked.law().first_node(b"")
-    assert [node.identifier for node in one.candidates(logits_KV, [], node, 9)] == [65, 66]
-    assert one.candidates(logits_KV, [EOD], node, 9) == []
-    assert [node.identifier for node in one.candidates(logits_KV, [7, 8], node, 3)] == [7, 8, 65]
+    context = asked.next_byte().first_context(b"")
+    assert [candidate.identifier for candidate in one.propose(logits_KV, context, 9)] == [65, 66]
+    assert [candidate.identifier for candidate in one.propose(logits_KV, context, 1)] == [65]
+    assert one.propose(logits_KV, context, 0) == []
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "ngram"])
 def test_a_byte_that_can_never_be_chosen_is_not_drafted(policy: str) -> None:
     one, asked = drafter(policy, b"abcd\xb1 abcd", utf8=True)
-    node = asked.law().first_node(b"abcd")
+    context = asked.next_byte().first_context(b"abcd")
     logits_KV = np.zeros((4, VOCABULARY_SIZE), np.float32)
     for logits in (None, logits_KV):
-        for candidate in one.candidates(logits, [], node, 8):
+        for candidate in one.propose(logits, context, 8):
             assert candidate.identifier != 0xB1  # what followed the last time, which is no UTF-8
     unconstrained, asked = drafter(policy, b"abcd\xb1 abcd")
-    assert unconstrained.candidates(None, [], asked.law().first_node(b"abcd"), 8)[0].identifier == 0xB1
+    assert unconstrained.propose(None, asked.next_byte().first_context(b"abcd"), 8)[0].identifier == 0xB1
 
 
 def test_heads_that_are_no_numbers_draft_nothing() -> None:
     one, asked = drafter("heads")
     logits_KV = np.full((4, VOCABULARY_SIZE), np.nan, np.float32)
-    assert one.candidates(logits_KV, [], asked.law().first_node(b""), 9) == []
+    assert one.propose(logits_KV, asked.next_byte().first_context(b""), 9) == []
 
 
-def test_heads_that_never_help_are_asked_now_and_then() -> None:
+def test_heads_that_never_help_run_now_and_then() -> None:
     one, asked = drafter()
-    node, asked_for = asked.law().first_node(b""), 0
+    context, ran = asked.next_byte().first_context(b""), 0
     logits_KV = np.zeros((3, VOCABULARY_SIZE), np.float32)
     for _ in range(400):
-        nodes = one.candidates(logits_KV, [], node, 3)
-        (draft,) = plan([nodes], "adaptive", COST, 1.0, rows=RowRule())
-        one.observe(draft, [200], COST)  # never what was drafted
-        asked_for += one.wants_heads()
-    assert 3 < asked_for < 80
+        (draft,) = select_drafts([one.propose(logits_KV, context, 3)], "adaptive", prior_cost("cpu", head=0.03), 1.0)
+        one.observe(draft, [200], 0.1)  # never what was drafted
+        ran += one.should_run_heads()
+    assert 3 < ran < 80
+
+
+def test_what_the_trunk_chose_is_counted_up_to_the_first_draft_that_was_wrong() -> None:
+    calibration = Calibration()
+    one = Drafter(GenerateSettings().next_byte(), "heads", calibration, b"")
+    draft = [Candidate(byte, 1, 0.5, 0.5, f"kind {byte}", (67, f"past {byte}")) for byte in (65, 66, 67)]
+    one.observe(draft, [65, 67], 0.1)
+    assert calibration.counts == {
+        "kind 65": (1.0, 1.0), "past 65": (0.0, 1.0), "kind 66": (0.0, 1.0), "past 66": (1.0, 1.0),
+    }  # fmt: skip
 
 
 def test_shares_move_from_the_guess_to_what_was_seen() -> None:
@@ -156,14 +187,5 @@ def test_shares_move_from_the_guess_to_what_was_seen() -> None:
 
 
 def test_a_draft_as_long_as_a_pass_keeps_no_other_sequence_from_its_own() -> None:
-    long = [candidate(index - 1, 1.0) for index in range(60)]
-    short = [candidate(index - 1, 0.9) for index in range(5)]
-    first, second = plan([long, short], "adaptive", StepCost((1, 128), (1.0, 1.0), 0.0), 1.0, rows=RowRule())
-    assert (len(first.nodes), len(second.nodes)) == (MOST_NODES, 5)
-
-
-def test_no_draft_is_longer_than_a_pass() -> None:
-    one, asked = drafter(data=b"abc" * 400)
-    nodes = one.candidates(None, [], asked.law().first_node(b""), 400)
-    (draft,) = plan([nodes], "adaptive", StepCost((1, 64), (1.0, 1.0), 0.0), 1.0, rows=RowRule())
-    assert len(draft.nodes) == MOST_NODES
+    first, second = select_drafts([chain(*[1.0] * 60), chain(*[0.9] * 5)], "adaptive", FLAT, 1.0)
+    assert (len(first), len(second)) == (MOST_DRAFTS, 5)

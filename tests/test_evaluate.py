@@ -7,10 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.config import HeadFamily, RunConfig
-from bytelm.decode import generate
 from bytelm.errors import ConfigError, CorpusError
-from bytelm.evaluate import acceptance, bits_per_byte, excerpts
-from bytelm.generation import GenerateSettings
+from bytelm.evaluate import bits_per_byte, excerpts
 from bytelm.model import ByteLM
 from bytelm.vocab import BYTE_COUNT, EOD, VOCABULARY_SIZE
 
@@ -194,28 +192,12 @@ def test_a_stride_that_would_skip_bytes_is_refused(stride: int) -> None:
 def test_nothing_to_score_says_so() -> None:
     with pytest.raises(CorpusError, match="no byte to score in 2 documents"):
         bits_per_byte(tiny_model(), [b"", b""], context_bytes=8)
-    with pytest.raises(CorpusError, match="no prompt"):
-        acceptance(tiny_model(), [], context_bytes=8)
 
 
 def test_evaluation_leaves_tensors_that_training_can_use() -> None:
     model = tiny_model()
     bits_per_byte(model, [b"abcdef"], context_bytes=4)
     model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
-
-
-def test_acceptance_counts_what_the_decoder_did() -> None:
-    model = tiny_model()
-    prompts = [b"", b"abc", b"\xff\x00"]
-    result = acceptance(model, prompts, context_bytes=64, max_bytes=20)
-    runs = [
-        generate(model, prompt, GenerateSettings(max_bytes=20, draft="heads"), context_bytes=64) for prompt in prompts
-    ]
-    assert result.generated_bytes == sum(len(run.data) for run in runs)
-    assert result.steps == sum(run.steps for run in runs)
-    assert result.bytes_per_step == pytest.approx(result.generated_bytes / result.steps)
-    assert result.by_head[0] == 1.0
-    assert result.prompts == 3
 
 
 def test_excerpts_lie_in_documents_do_not_overlap_and_are_spread() -> None:

@@ -17,8 +17,8 @@ from bytelm.errors import BytelmError, CheckpointError, StorageError
 from bytelm.export import export_model
 from bytelm.fine_tuning import read_source
 from bytelm.model import ByteLM
+from bytelm.plans import PATH_OF_PLAN, find_plan, run_folder, write_plan
 from bytelm.tasks import results_folder
-from bytelm.tune import PATH_OF_PLAN, find_plan, run_folder, write_plan
 
 CONFIG = RunConfig.build(
     "tiny",
@@ -156,7 +156,7 @@ def test_what_is_measured_of_a_shipped_model_is_kept_outside_of_the_installation
     path = write_plan(run_folder(name), DecodePlan(((10, StepCost((1, 4), (1.0, 1.5), 0.1)),), calibration), model)
     plan, why = find_plan(name, model)
     assert plan is not None
-    assert (plan.cost_at(0).cost, why) == ((1.0, 1.5), "")
+    assert (plan.cost_at(0).seconds, why) == ((1.0, 1.5), "")
     assert sorted(folder.iterdir()) == before
 
     # What came with the model serves until something was measured here: the worth of drafts, not another's costs.

@@ -1,16 +1,16 @@
-"""The cache: slots by position, a length that the caller moves, key ranges that depend on the bucket alone."""
+"""The cache: slots by position, and for each sequence a length that the caller moves."""
 
 import pytest
 import torch
 
-from bytelm.kv_cache import BUCKET, KVCache, key_range, slots_for
+from bytelm.kv_cache import SLACK, KVCache, slots_for
 
 
-def new_cache(capacity: int, layers: int = 2) -> KVCache:
+def new_cache(capacity: int, batch: int = 2) -> KVCache:
     slots = slots_for(capacity)
     return KVCache(
-        layers=layers,
-        batch=1,
+        layers=2,
+        batch=batch,
         kv_heads=2,
         capacity=capacity,
         cosine_SC=torch.zeros(slots, 4),
@@ -19,89 +19,78 @@ def new_cache(capacity: int, layers: int = 2) -> KVCache:
     )
 
 
-def rows(count: int, value: float) -> torch.Tensor:
-    return torch.full((1, 2, count, 4), value)
+def write(cache: KVCache, rows: int, value: float, layer: int = 0) -> None:
+    """A pass over all sequences, behind their lengths: keys are ``value`` and the number of the sequence."""
+    slots_BM = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(rows)
+    keys = value + torch.arange(len(cache.lengths)).view(-1, 1, 1, 1).expand(-1, 2, rows, 4)
+    cache.write(layer, slots_BM, keys, -keys)
 
 
-@pytest.mark.parametrize("window_bytes", [None, 1, 2, 16, 100, 128, 129, 1000])
-def test_all_positions_of_a_bucket_read_one_range_that_holds_what_they_see(window_bytes: int | None) -> None:
-    for position in range(5 * BUCKET):
-        start, end = key_range(position, window_bytes)
-        assert (start, end) == key_range(position // BUCKET * BUCKET, window_bytes)
-        oldest = 0 if window_bytes is None else max(0, position - window_bytes + 1)
-        assert 0 <= start <= oldest
-        assert position < end
-        assert end % BUCKET == 0
+def keys_of(cache: KVCache, sequence: int, slots: int, layer: int = 0) -> list[float]:
+    keys, values = cache.read(layer, len(cache.lengths), 0, slots)
+    assert torch.equal(keys, -values)
+    assert (keys[sequence, :, :, :1] == keys[sequence]).all()
+    return keys[sequence, 0, :, 0].tolist()
 
 
-def test_a_local_range_stays_short_however_long_the_text() -> None:
-    start, end = key_range(1_000_000, 100)
-    assert end - start <= BUCKET + 100 + 16
-
-
-@pytest.mark.parametrize("capacity", [1, 127, 128, 129, 1000])
-def test_a_pass_at_the_last_slot_has_room_for_a_bucket_of_rows(capacity: int) -> None:
+@pytest.mark.parametrize("capacity", [1, 15, 16, 17, 1000])
+def test_a_pass_of_most_rows_has_room_behind_the_last_byte(capacity: int) -> None:
     cache = new_cache(capacity)
-    cache.write(0, rows(capacity, 1.0), rows(capacity, 1.0))
-    cache.write(1, rows(capacity, 1.0), rows(capacity, 1.0))
-    cache.advance(capacity - 1)
-    cache.write(0, rows(BUCKET, 2.0), rows(BUCKET, 3.0))
-    keys, values = cache.read(0, *key_range(capacity - 1, None))
-    assert keys[0, 0, capacity - 1, 0] == 2.0
-    assert values[0, 0, capacity - 1, 0] == 3.0
+    assert slots_for(capacity) % 16 == 0
+    cache.advance([capacity - 1, 0])
+    write(cache, SLACK, 2.0)
+    assert keys_of(cache, 0, capacity)[capacity - 1] == 2.0
+    assert keys_of(cache, 1, 1) == [3.0]
 
 
 def test_slots_that_nobody_wrote_are_finite() -> None:
-    keys, values = new_cache(200).read(1, 0, slots_for(200))
+    keys, values = new_cache(200).read(1, 2, 0, slots_for(200))
     assert torch.equal(keys, torch.zeros_like(keys))
     assert torch.equal(values, torch.zeros_like(values))
 
 
-def test_rows_become_real_only_when_they_are_accepted() -> None:
-    cache = new_cache(50, layers=1)
-    cache.write(0, rows(8, 1.0), rows(8, 1.0))
-    assert cache.length == 0
-    cache.advance(3)
-    cache.write(0, rows(8, 2.0), rows(8, 2.0))
-    keys, _ = cache.read(0, 0, 12)
-    assert keys[0, 0, :, 0].tolist() == [1.0] * 3 + [2.0] * 8 + [0.0]
-
-
-def test_bytes_that_are_taken_back_are_overwritten() -> None:
-    cache = new_cache(50, layers=1)
-    cache.write(0, rows(8, 1.0), rows(8, 1.0))
-    cache.advance(8)
-    cache.truncate(5)
-    cache.write(0, rows(2, 2.0), rows(2, 2.0))
-    keys, _ = cache.read(0, 0, 8)
-    assert keys[0, 0, :, 0].tolist() == [1.0] * 5 + [2.0] * 2 + [1.0]
-
-
-def test_a_layer_that_missed_an_accepted_byte_is_refused() -> None:
+def test_each_sequence_is_written_behind_its_own_length_and_rejected_rows_are_overwritten() -> None:
     cache = new_cache(50)
-    cache.write(0, rows(4, 1.0), rows(4, 1.0))
-    cache.advance(2)  # layer 1 was given nothing
-    with pytest.raises(AssertionError, match="layer 1"):
-        cache.write(1, rows(4, 1.0), rows(4, 1.0))
-    cache.truncate(0)
-    cache.write(1, rows(4, 1.0), rows(4, 1.0))  # nothing is missing now
+    write(cache, 8, 10.0)
+    assert cache.lengths == [0, 0]
+    cache.advance([3, 5])
+    write(cache, 4, 20.0)
+    write(cache, 4, 30.0, layer=1)
+    assert keys_of(cache, 0, 9) == [10.0] * 3 + [20.0] * 4 + [10.0, 0.0]
+    assert keys_of(cache, 1, 10) == [11.0] * 5 + [21.0] * 4 + [0.0]
+    assert keys_of(cache, 1, 6, layer=1) == [0.0] * 5 + [31.0]
+    cache.truncate(0, 1)
+    assert cache.lengths == [1, 5]
+    write(cache, 1, 40.0)
+    assert keys_of(cache, 0, 4) == [10.0, 40.0, 10.0, 20.0]
 
 
-def test_rows_of_a_rejected_pass_do_not_pass_for_accepted_ones() -> None:
+def test_a_prompt_fills_one_sequence_alone() -> None:
     cache = new_cache(50)
+    write(cache, 8, 10.0)
+    cache.write_prompt(0, 1, torch.full((2, 3, 4), 7.0), torch.full((2, 3, 4), -7.0))
+    assert keys_of(cache, 0, 8) == [10.0] * 8
+    assert keys_of(cache, 1, 4) == [7.0] * 3 + [11.0]
+
+
+def test_a_sequence_takes_the_place_of_another() -> None:
+    cache = new_cache(50, batch=3)
     for layer in (0, 1):
-        cache.write(layer, rows(4, 1.0), rows(4, 1.0))
-    cache.advance(1)
-    cache.write(0, rows(4, 2.0), rows(4, 2.0))
-    cache.advance(1)  # slot 1 of layer 1 still holds a rejected row
-    with pytest.raises(AssertionError, match="layer 1"):
-        cache.write(1, rows(4, 3.0), rows(4, 3.0))
+        write(cache, 4, 10.0, layer)
+    cache.ids_BS[2, :4] = 99
+    cache.advance([1, 2, 4])
+    cache.move(2, 0)
+    cache.move(1, 1)
+    assert cache.lengths == [4, 2, 4]
+    assert keys_of(cache, 0, 4) == keys_of(cache, 0, 4, layer=1) == [12.0] * 4
+    assert keys_of(cache, 1, 4) == [11.0] * 4
+    assert cache.ids_BS[0, :4].tolist() == [99] * 4
 
 
 def test_a_length_beyond_the_capacity_is_refused() -> None:
     cache = new_cache(5)
-    cache.advance(5)
+    cache.advance([5])
     with pytest.raises(AssertionError, match="capacity"):
-        cache.advance(1)
+        cache.advance([1])
     with pytest.raises(AssertionError, match="truncated"):
-        cache.truncate(6)
+        cache.truncate(0, 6)

@@ -1,4 +1,4 @@
-"""Sampled output has exactly the law that the settings name, drafted or not: all strings of three bytes, enumerated.
+"""Sampled output has exactly the distribution that the settings name, drafted or not: all strings of three bytes.
 
 The model is a table: four bytes, logits by the last two ids; its heads know something of what comes, not all. The
 decoder around it is the real one.
@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bytelm import drafting
+from bytelm import sampling
 from bytelm.config import ModelConfig
 from bytelm.decode import Request, decode_batch
+from bytelm.decoding import torch_decode
 from bytelm.generation import GenerateSettings
-from bytelm.rejection import draw, probabilities, verify_block
+from bytelm.layers import pick_rows
 from bytelm.vocab import BYTES, EOD, VOCABULARY_SIZE
 
 ALPHABET = (0x61, 0xC3, 0xA9, 0x62)  # a, the two bytes of é, b
@@ -38,25 +39,19 @@ def row_of(key: Sequence[int], sharpness: float) -> np.ndarray:
 class Cache:
     """The ids instead of their keys."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.length = capacity, 0
-        self.ids: list[int] = []
+    def __init__(self, batch: int, capacity: int) -> None:
+        self.capacity, self.lengths = capacity, [0] * batch
+        self.ids: list[list[int]] = [[] for _ in range(batch)]
 
-    def truncate(self, length: int) -> None:
-        self.length = length
+    def advance(self, counts: Sequence[int]) -> None:
+        self.lengths = [length + count for length, count in zip(self.lengths, [*counts, *[0] * 9], strict=False)]
 
-    def advance(self, count: int) -> None:
-        self.length += count
-
-
-class Pass:
-    def __init__(self, cache: Cache, rows: int, parents: Sequence[int] | None) -> None:
-        self.cache = cache
-        self.parents = [*range(-1, rows - 1)] if parents is None else list(parents)
+    def move(self, source: int, target: int) -> None:
+        self.ids[target], self.lengths[target] = list(self.ids[source]), self.lengths[source]
 
 
 class Table:
-    """What the decoder asks of a model and of its heads; a row's hidden state is the last two ids on its path."""
+    """What the decoder asks of a model and of its heads; a row's hidden state is the last two ids before it."""
 
     def __init__(self) -> None:
         self.embedding = torch.zeros(1)
@@ -65,36 +60,35 @@ class Table:
         self.config = ModelConfig()
         self.count = PREDICTION_HEADS
         self.cache_layers = 0
-        self.rows_of_a_sequence = 1
         self.known: dict[tuple[int, ...], np.ndarray] = {}
 
     def parameter_counts(self) -> dict[str, int]:
         return {"trunk": 1000, "heads": 40}
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        assert batch == 1
-        return Cache(capacity)
+        return Cache(batch, capacity)
 
-    def prefill(self, inputs_1T: Tensor, cache: Cache) -> None:
-        cache.ids = inputs_1T[0].tolist()
-        cache.length = len(cache.ids)
+    def prefill(self, inputs_1T: Tensor, cache: Cache, sequence: int) -> None:
+        cache.ids[sequence] = inputs_1T[0].tolist()
+        cache.lengths[sequence] = len(cache.ids[sequence])
 
-    def cached_pass(self, cache: Cache, rows: int, parents: Sequence[int] | None = None) -> Pass:
-        return Pass(cache, rows, parents)
+    def cached_pass(self, cache: Cache, batch: int, rows: int) -> Cache:
+        del batch, rows
+        return cache
 
-    def decode(self, inputs_1M: Tensor, shared: Pass) -> Tensor:
-        ids, before = inputs_1M[0].tolist(), shared.cache.ids[: shared.cache.length]
-        paths: list[list[int]] = []
-        for row, parent in enumerate(shared.parents):
-            paths.append([*(paths[parent] if parent >= 0 else before[-1:]), ids[row]][-2:])
-        shared.cache.ids = before + ids
-        return torch.tensor([[[*[EOD, EOD], *path][-2:] for path in paths]])
+    def decode(self, inputs_BM: Tensor, shared: Cache) -> Tensor:
+        found = []
+        for place, ids in enumerate(inputs_BM.tolist()):
+            before = shared.ids[place][: shared.lengths[place]]
+            shared.ids[place] = before + ids
+            found.append([[EOD, EOD, *before, *ids[: row + 1]][-2:] for row in range(len(ids))])
+        return torch.tensor(found)
 
-    def decode_logits(self, hidden: Tensor, shared: Pass, which: range, *, rows: Any = slice(None)) -> Tensor:
+    def decode_logits(self, hidden_BM2: Tensor, shared: Cache, which: range, *, row_B: Tensor | None = None) -> Tensor:
         del shared
-        return torch.from_numpy(
-            np.stack([[self.logits(tuple(path), head) for head in which] for path in hidden[0, rows].tolist()])[None]
-        )
+        paths_BM2 = pick_rows(hidden_BM2, row_B).tolist()
+        found = [[[self.logits(tuple(path), head) for head in which] for path in paths] for paths in paths_BM2]
+        return torch.from_numpy(np.array(found))
 
     def logits(self, path: tuple[int, ...], head: int) -> np.ndarray:
         """Of head 0 by the path; of head k what follows the trunk's likeliest bytes, blurred."""
@@ -115,46 +109,46 @@ def settings_of(sequence: int = 0, **changes: Any) -> GenerateSettings:
     return GenerateSettings(**({"max_bytes": LENGTH, "temperature": 1.0, "seed": 3, "sequence": sequence} | changes))
 
 
-def exact_law(table: Table, **changes: Any) -> dict[bytes, float]:
-    """The joint law by multiplying what each node says."""
-    law = settings_of(**changes).law()
+def exact_distribution(table: Table, **changes: Any) -> dict[bytes, float]:
+    """The joint distribution by multiplying what each byte has."""
+    next_byte = settings_of(**changes).next_byte()
     found: dict[bytes, float] = {}
 
-    def walk(said: bytes, node: Any, chance: float) -> None:
+    def walk(said: bytes, context: Any, path_probability: float) -> None:
         if len(said) == LENGTH:
-            found[said] = chance
+            found[said] = path_probability
             return
-        path = (EOD, *PROMPT, *said)[-2:]
-        law_V = probabilities(law, table.logits(path, 0), node)
-        for byte in np.flatnonzero(law_V > 1e-12).tolist():
-            walk(said + bytes((byte,)), node.after(byte), chance * law_V[byte])
+        logits_V = next_byte.logits(table.logits((EOD, *PROMPT, *said)[-2:], 0), context)
+        probability_V = np.exp(next_byte.sampler.log_probs(logits_V[None])[0])
+        for byte in np.flatnonzero(probability_V > 1e-12).tolist():
+            walk(said + bytes((byte,)), context.after(byte), path_probability * probability_V[byte])
 
-    walk(b"", law.first_node(PROMPT), 1.0)
+    walk(b"", next_byte.first_context(PROMPT), 1.0)
     assert math.isclose(sum(found.values()), 1.0, abs_tol=1e-9)
     return found
 
 
-def samples(table: Table, draws: int, **changes: Any) -> Counter[bytes]:
+def samples(table: Table, draws: int, slots: int = 1, **changes: Any) -> Counter[bytes]:
     asked = (Request(PROMPT, settings_of(sequence, **changes)) for sequence in range(draws))
     model: Any = table
     parts: dict[int, bytes] = {}
-    for index, step in decode_batch(model, asked, context_bytes=64, slots=1):
+    for index, step in decode_batch(model, asked, context_bytes=64, slots=slots):
         parts[index] = parts.get(index, b"") + step.data
     assert len(parts) == draws
     return Counter(parts.values())
 
 
-def far_from(law: dict[bytes, float], counts: Counter[bytes]) -> bool:
+def far_from(expected: dict[bytes, float], counts: Counter[bytes]) -> bool:
     """Whether chi-square is beyond what happens once in some ten thousand draws."""
     draws = sum(counts.values())
-    if set(counts) - set(law):
+    if set(counts) - set(expected):
         return True
-    rare = [said for said in law if law[said] * draws < 5]
-    groups = [[said] for said in law if said not in set(rare)] + ([rare] if rare else [])
+    rare = [said for said in expected if expected[said] * draws < 5]
+    groups = [[said] for said in expected if said not in set(rare)] + ([rare] if rare else [])
     square = 0.0
     for group in groups:
-        expected = sum(law[said] for said in group) * draws
-        square += (sum(counts[said] for said in group) - expected) ** 2 / max(expected, 1e-9)
+        mean = sum(expected[said] for said in group) * draws
+        square += (sum(counts[said] for said in group) - mean) ** 2 / max(mean, 1e-9)
     freedom = len(groups) - 1
     return square > freedom + 4.0 * math.sqrt(2.0 * freedom) + 9.0
 
@@ -172,139 +166,72 @@ SETTINGS: list[dict[str, Any]] = [
 WAYS: list[dict[str, Any]] = [
     {"draft": "none"},
     {"draft": "adaptive"},
-    {"draft": "tree"},
-    {"draft": "heads", "accept": "rejection"},
-    {"draft": "adaptive", "accept": "rejection"},
+    {"draft": "heads"},
+    {"draft": "ngram"},
+    {"draft": "adaptive", "slots": 5},
+    {"draft": "heads", "slots": 5},
 ]
 
 
 @pytest.mark.parametrize("index", range(2 * len(SETTINGS)))
-def test_drafted_samples_follow_the_enumerated_law(index: int) -> None:
-    table, changes, way = Table(), SETTINGS[index // 2], WAYS[1 + (index + index // 4) % 4]
-    assert not far_from(exact_law(table, **changes), samples(table, 400, **changes, **way))
+def test_drafted_samples_follow_the_enumerated_distribution(index: int) -> None:
+    table, changes, way = Table(), SETTINGS[index // 2], WAYS[1 + (index + index // 5) % 5]
+    assert not far_from(exact_distribution(table, **changes), samples(table, 400, **changes, **way))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
-def test_200_000_samples_follow_the_enumerated_law(changes: dict[str, Any], way: dict[str, Any]) -> None:
+def test_200_000_samples_follow_the_enumerated_distribution(changes: dict[str, Any], way: dict[str, Any]) -> None:
     table = Table()
-    assert not far_from(exact_law(table, **changes), samples(table, 200_000, **changes, **way))
+    assert not far_from(exact_distribution(table, **changes), samples(table, 200_000, **changes, **way))
 
 
-def test_rejection_accepts_drafts_and_coupled_bytes_are_those_of_plain_decoding() -> None:
-    table, steps = Table(), {}
-    model: Any = table
-    said: dict[str, list[bytes]] = {}
-    for name, way in (("plain", WAYS[0]), ("coupled", WAYS[1]), ("tree", WAYS[2]), ("rejection", WAYS[3])):
-        parts: dict[int, bytes] = {}
-        asked = [Request(PROMPT, settings_of(sequence, max_bytes=24, **way)) for sequence in range(20)]
-        count = 0
-        for index, step in decode_batch(model, asked, context_bytes=64, slots=1):
-            parts[index] = parts.get(index, b"") + step.data
+def test_bytes_of_a_seed_are_those_of_plain_decoding_in_fewer_steps() -> None:
+    table: Any = Table()
+    steps, said = [], []
+    for way in ("none", "heads", "adaptive"):
+        asked = [Request(PROMPT, settings_of(sequence, max_bytes=24, draft=way)) for sequence in range(20)]
+        found, count = [b""] * 20, 0
+        for index, step in decode_batch(table, asked, context_bytes=64, slots=3):
+            found[index] += step.data
             count += 1
-        steps[name], said[name] = count, [parts[index] for index in range(20)]
-    assert said["plain"] == said["coupled"] == said["tree"]
-    assert max(steps["coupled"], steps["tree"], steps["rejection"]) < steps["plain"]
+        steps.append(count)
+        said.append(found)
+    assert said[0] == said[1] == said[2]
+    assert max(steps[1:]) < 0.8 * steps[0]
 
 
-def _dropped_by_value(self: Any, logits_KV: Any, node: Any, limit: int, random: Any) -> list[Any]:
-    found = _DRAWN(self, logits_KV, node, limit, random)
-    unlikely = next((place for place, one in enumerate(found) if one.drawn_from[one.identifier] < 0.4), len(found))
-    return found[:unlikely]
+@pytest.mark.parametrize("draft", ["none", "heads"])
+def test_one_noise_for_all_positions_is_seen(monkeypatch: pytest.MonkeyPatch, draft: str) -> None:
+    rows = sampling._PositionNoise.rows
 
-
-def _other_law(self: Any, logits_KV: Any, node: Any, limit: int, random: Any) -> list[Any]:
-    found = _DRAWN(self, logits_KV, node, limit, random)
-    for one in found:  # the ratio with a law of another temperature than that of the draw
-        law_V = one.drawn_from**2
-        one.drawn_from = law_V / law_V.sum()
-    return found
-
-
-def _likeliest(self: Any, logits_KV: Any, node: Any, limit: int, random: Any) -> list[Any]:
-    found = _DRAWN(self, logits_KV, node, limit, random)
-    for one in found[:1]:
-        one.identifier = int(one.drawn_from.argmax())
-    return found[:1]
-
-
-def _one_sample_for_a_path(self: Any, position: int, count: int) -> Any:
-    del position
-    return _ROWS(self, 0, 1).repeat(count, axis=0)
-
-
-_DRAWN: Any = drafting.Drafter.drawn
-_ROWS: Any = __import__("bytelm.sampling", fromlist=["x"])._PositionNoise.rows
-
-
-@pytest.mark.parametrize(
-    ("place", "name", "mistake"),
-    [
-        (drafting.Drafter, "drawn", _dropped_by_value),
-        (drafting.Drafter, "drawn", _other_law),
-        (drafting.Drafter, "drawn", _likeliest),
-    ],
-)
-def test_planted_mistakes_of_rejection_are_seen(
-    monkeypatch: pytest.MonkeyPatch, place: Any, name: str, mistake: Any
-) -> None:
-    table = Table()
-    monkeypatch.setattr(place, name, mistake)
-    assert far_from(exact_law(table), samples(table, 1000, draft="heads", accept="rejection"))
-
-
-def test_one_sample_for_a_whole_path_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bytelm import sampling
+    def first_position(self: Any, position: int, count: int) -> Any:
+        del position
+        return rows(self, 0, 1).repeat(count, axis=0)
 
     table = Table()
-    monkeypatch.setattr(sampling._PositionNoise, "rows", _one_sample_for_a_path)
-    assert far_from(exact_law(table), samples(table, 600, draft="none"))
+    assert not far_from(exact_distribution(table), samples(table, 400, draft=draft))
+    monkeypatch.setattr(sampling._PositionNoise, "rows", first_position)
+    assert far_from(exact_distribution(table), samples(table, 400, draft=draft))
 
 
-def test_every_planted_mistake_is_absent_otherwise() -> None:
+def test_a_draft_that_is_accepted_unseen_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def credulous(sequence: Any, drafted: Any, logits_MV: Any) -> list[int]:
+        chosen, context = [], sequence.context
+        for candidate in drafted[:1]:
+            chosen.append(candidate.identifier)
+            context = context.after(candidate.identifier)
+        return [*chosen, sequence.next_byte.choose(logits_MV[len(chosen)], context)]
+
     table = Table()
-    for way in ({"draft": "none"}, {"draft": "heads", "accept": "rejection"}):
-        assert not far_from(exact_law(table), samples(table, 1000, **way))
-
-
-def blocks(draws: int, *, forget_the_rest: bool) -> Counter[tuple[int, ...]]:
-    """Two drafts and what is behind them, judged as a block; what a block leaves open is drawn from the trunk's law."""
-    random = np.random.default_rng(5)
-    q_PV, found = [np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.6, 0.3])], Counter[tuple[int, ...]]()
-    for _ in range(draws):
-        drafted = [draw(random, q_V) for q_V in q_PV]
-        laws = [_TRUNK[()], _TRUNK[tuple(drafted[:1])], _TRUNK[tuple(drafted)]]
-        said = verify_block(random, drafted, q_PV, laws)
-        if forget_the_rest and len(said) < 3:
-            said[-1] = draw(random, laws[len(said) - 1])
-        while len(said) < 3:
-            said.append(draw(random, _TRUNK[tuple(said)]))
-        found[tuple(said)] += 1
-    return found
-
-
-_TRUNK = {
-    path: np.random.default_rng([*path, 11]).dirichlet([1.0, 1.0, 1.0])
-    for length in range(3)
-    for path in itertools.product(range(3), repeat=length)
-}
-
-
-def test_a_block_is_a_draw_of_the_trunk_and_a_forgotten_residual_is_seen() -> None:
-    law: dict[Any, float] = {
-        said: float(_TRUNK[()][said[0]] * _TRUNK[said[:1]][said[1]] * _TRUNK[said[:2]][said[2]])
-        for said in itertools.product(range(3), repeat=3)
-    }
-    good: Any = blocks(6000, forget_the_rest=False)
-    wrong: Any = blocks(6000, forget_the_rest=True)
-    assert not far_from(law, good)
-    assert far_from(law, wrong)
+    monkeypatch.setattr(torch_decode, "verify", credulous)
+    assert far_from(exact_distribution(table), samples(table, 600, draft="heads"))
 
 
 def _strings() -> Iterator[bytes]:
     yield from (bytes(one) for one in itertools.product(ALPHABET, repeat=LENGTH))
 
 
-def test_the_law_without_settings_gives_every_string_a_chance() -> None:
-    assert set(exact_law(Table())) == set(_strings())
+def test_without_settings_every_string_has_a_probability() -> None:
+    assert set(exact_distribution(Table())) == set(_strings())

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,11 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bytelm.config import PRESETS, HeadFamily, HeadsConfig, ModelConfig, RunConfig
 from bytelm.fine_tuning import freeze
 from bytelm.heads import FAMILIES
-from bytelm.kv_cache import BUCKET, KVCache
-from bytelm.layers import JoinedPass, Linear
+from bytelm.kv_cache import SLACK, KVCache
 from bytelm.masks import visible_dense
-from bytelm.model import ROWS_MULTIPLE, ByteLM
-from bytelm.packed import why_not_int8
+from bytelm.model import ByteLM
 from bytelm.packing import pack
 from bytelm.vocab import EOD, VOCABULARY_SIZE
 
@@ -47,14 +44,6 @@ def new_model(family: HeadFamily, config: ModelConfig = CONFIG, count: int = HEA
 
 def some_ids(length: int, seed: int = 0, batch: int = 1) -> Tensor:
     return torch.randint(0, EOD + 1, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 # Weights
@@ -218,179 +207,92 @@ def test_every_id_of_the_vocabulary_can_be_read() -> None:
 # The cache
 
 
-def decoded(model: ByteLM, rows: Tensor, cache: KVCache, heads: range | None = None) -> Tensor:
-    """Logits (B, M, k, V) of a decoding pass."""
-    shared = model.cached_pass(cache, rows.shape[1])
-    which = range(model.heads.count) if heads is None else heads
-    return model.heads.decode_logits(model.decode(rows, shared), shared, which)
-
-
-def cached_logits(model: ByteLM, ids: Tensor, pieces: list[tuple[str, int]]) -> Tensor:
-    """Logits of all heads where a text is read in pieces, each through ``prefill`` or through ``decode``."""
-    cache = model.new_cache(ids.shape[0], ids.shape[1])
-    found = []
-    for how, count in pieces:
-        rows = ids[:, cache.length : cache.length + count]
-        if how == "prefill":
-            start = cache.length
-            states = model.prefill(rows, cache)
-            assert cache.length == start + count
-            if model.heads.cache_layers == 0:
-                found.append(model.heads.logits(states))
-            else:  # heads that attend answer in decoding passes alone
-                found.append(torch.full((*rows.shape, model.heads.count, VOCABULARY_SIZE), torch.nan))
-        else:
-            found.append(decoded(model, rows, cache))
-            cache.advance(count)
-    return torch.cat(found, dim=1)
+def decoded(model: ByteLM, inputs_BM: Tensor, cache: KVCache, row_B: Tensor | None = None) -> Tensor:
+    """Logits (B, M or 1, K, V) of a decoding pass."""
+    shared = model.cached_pass(cache, *inputs_BM.shape)
+    hidden = model.decode(inputs_BM, shared)
+    return model.heads.decode_logits(hidden, shared, range(model.heads.count), row_B=row_B)
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("seed", range(4))
-def test_reading_through_the_cache_equals_reading_at_once(family: HeadFamily, seed: int) -> None:
+def test_ragged_passes_through_the_cache_equal_reading_at_once(family: HeadFamily, seed: int) -> None:
+    """Three sequences of other lengths; of each pass another part of the rows is accepted, the rest is noise."""
     model = new_model(family)
-    ids = some_ids(300, seed, batch=2)
-    draw = random.Random(seed)
-    pieces, place = [], 0
-    while place < 300:
-        how = draw.choice(["prefill", "decode", "decode"])
-        longest = 300 - place if how == "prefill" else min(300 - place, BUCKET - place % BUCKET)
-        count = min(longest, draw.choice([0, 1, 2, 3, 8, 20, 100] if how == "prefill" else [1, 2, 3, 8, 20]))
-        pieces.append((how, count))
-        place += count
+    draw, length = random.Random(seed), 120
+    ids = some_ids(length, seed, batch=3)
     with torch.inference_mode():
-        found, expected = cached_logits(model, ids, pieces), model(ids)
-    answered = ~found.isnan()
-    assert answered.any()
-    torch.testing.assert_close(found[answered], expected[answered], rtol=1e-4, atol=2e-4)
+        expected, cache = model(ids), model.new_cache(3, length)
+        for sequence, start in enumerate((0, draw.randrange(60), 40)):
+            model.prefill(ids[sequence : sequence + 1, :start], cache, sequence)
+            assert cache.lengths[sequence] == start
+        while min(cache.lengths) < length:
+            rows = draw.choice([1, 2, 3, 8, 20])
+            counts = [min(draw.randint(0, rows), length - one) for one in cache.lengths]
+            inputs_BM = some_ids(rows, draw.randrange(999), batch=3)
+            for sequence, (start, count) in enumerate(zip(cache.lengths, counts, strict=True)):
+                inputs_BM[sequence, :count] = ids[sequence, start : start + count]
+            found = decoded(model, inputs_BM, cache)
+            assert found.isfinite().all()  # padding too
+            for sequence, (start, count) in enumerate(zip(cache.lengths, counts, strict=True)):
+                torch.testing.assert_close(
+                    found[sequence, :count], expected[sequence, start : start + count], rtol=1e-4, atol=2e-4
+                )
+            row_B = torch.tensor([max(0, count - 1) for count in counts])
+            alone = decoded(model, inputs_BM, cache, row_B)
+            torch.testing.assert_close(alone[:, 0], found[range(3), row_B], rtol=1e-4, atol=2e-4)
+            cache.advance(counts)
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_rejected_rows_leave_no_trace(family: HeadFamily) -> None:
+def test_in_float64_the_cache_changes_hardly_a_bit(family: HeadFamily) -> None:
+    model = new_model(family).double()
+    ids = some_ids(60, batch=2)
+    with torch.inference_mode():
+        cache, expected, found = model.new_cache(2, 60), model(ids), []
+        for sequence in range(2):
+            model.prefill(ids[sequence : sequence + 1, :20], cache, sequence)
+        for start in range(20, 60, 5):
+            found.append(decoded(model, ids[:, start : start + 5], cache))
+            cache.advance([5, 5])
+    torch.testing.assert_close(torch.cat(found, 1), expected[:, 20:], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_a_pass_over_the_first_sequences_leaves_the_others_alone(family: HeadFamily) -> None:
     model = new_model(family)
-    ids = some_ids(130)
-
-    def continued(with_rejection: bool) -> Tensor:
-        cache = model.new_cache(1, 140)
-        model.prefill(ids[:, :96], cache)
-        if with_rejection:
-            decoded(model, some_ids(8, seed=9), cache)
-            cache.advance(6)
-            cache.truncate(96)
-        found = []
-        while cache.length < 128:
-            found.append(decoded(model, ids[:, cache.length : cache.length + 8], cache))
-            cache.advance(8)
-        return torch.cat(found, dim=1)
-
+    ids = some_ids(40, batch=2)
     with torch.inference_mode():
-        assert torch.equal(continued(with_rejection=True), continued(with_rejection=False))
+        cache = model.new_cache(2, 50)
+        for sequence in range(2):
+            model.prefill(ids[sequence : sequence + 1, :30], cache, sequence)
+        decoded(model, some_ids(8, seed=9), cache)
+        cache.advance([6])
+        assert cache.lengths == [36, 30]
+        cache.move(1, 0)
+        found = decoded(model, ids[1:, 30:], cache)
+        torch.testing.assert_close(found, model(ids[1:])[:, 30:], rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "packed"),
-    [
-        (torch.float32, ""),
-        (torch.float32, "packed"),
-        (torch.float32, "int8"),
-        (torch.bfloat16, ""),
-        (torch.bfloat16, "packed"),
-    ],
-)
-@pytest.mark.parametrize("family", ["linear", "transformer"])
-def test_the_bits_of_a_row_depend_on_nothing_but_the_bytes_before_it(
-    family: HeadFamily, dtype: torch.dtype, packed: str, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = new_model(family, RunConfig.build("tiny").model).to(dtype)
-    if packed == "int8" and (why := why_not_int8(torch.device("cpu"))):
-        pytest.skip(why)
-    if packed:
-        monkeypatch.setattr("bytelm.packed.SMALLEST", 0)
-        monkeypatch.setattr("bytelm.packed.SMALLEST_INT8", 0)
-        model.pack(int8=packed == "int8")
-        assert model.int8 == (packed == "int8")
-        assert all(one.packed is not None for one in model.layers.modules() if isinstance(one, Linear))
-    generator = torch.Generator().manual_seed(7)
-    ids, position = some_ids(200), 180  # the bucket begins at 128
-    cache = model.new_cache(1, 256)
-    found = []
+def test_a_prompt_takes_the_place_of_what_was_there() -> None:
+    model = new_model("transformer")
     with torch.inference_mode():
-        model.prefill(ids[:, :150], cache)
-        # Two threads on a busy machine wait for each other: a few places are enough there.
-        for rows in (4, 8, 12, 24) if threads == 1 else (4, 12):
-            for place in range(0, rows, 3):
-                cache.truncate(150)
-                while cache.length < position - place:  # every slot from 150 on is written by a pass of some rows
-                    count = min(rows, position - place - cache.length)
-                    noise = torch.randint(0, EOD, (1, rows - count), generator=generator)
-                    decoded(model, torch.cat((ids[:, cache.length : cache.length + count], noise), dim=1), cache)
-                    cache.advance(count)
-                noise = torch.randint(0, EOD, (1, rows - place - 1), generator=generator)
-                inputs = torch.cat((ids[:, position - place : position + 1], noise), dim=1)
-                found.append(decoded(model, inputs, cache, range(0, 1))[0, place])
-    assert len(found) >= 6
-    assert all(torch.equal(found[0], other) for other in found[1:])
+        cache = model.new_cache(1, 50)
+        model.prefill(some_ids(50, 1), cache)
+        model.prefill(some_ids(20, 2), cache)
+        assert cache.lengths == [20]
+        found = decoded(model, some_ids(4, 3), cache)
+        expected = model(torch.cat((some_ids(20, 2), some_ids(4, 3)), 1))[:, 20:]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.usefixtures("threads")
-def test_rows_of_several_sequences_have_the_bits_that_they_have_alone() -> None:
-    model = new_model("transformer", RunConfig.build("tiny").model)
-    lengths, counts = [0, 17, 127, 300, 128], [2, 8, 1, 3, 6]
-    multiple = model.rows_of_a_sequence
-    alone, passes, inputs, places = [], [], [], []
-    with torch.inference_mode():
-        for index, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-            cache = model.new_cache(1, 512)
-            model.prefill(some_ids(length, index), cache)
-            rows = some_ids(count, 100 + index)
-            single = torch.cat((rows, some_ids(-count % ROWS_MULTIPLE, 7)), dim=1)
-            alone.append(decoded(model, single, cache, range(0, 1))[0, :count])
-            cache.truncate(length)
-            padding = -count % multiple if index < 4 else -(count + len(places)) % ROWS_MULTIPLE
-            passes.append(model.cached_pass(cache, count + padding))
-            places += [*range(count), *[-1] * padding]
-            inputs.append(torch.cat((rows, some_ids(padding, 9)), dim=1))
-        joined = JoinedPass.build(passes)
-        inputs_1M = torch.cat(inputs, dim=1)
-        assert inputs_1M.shape[1] % ROWS_MULTIPLE == 0
-        hidden_1MD = model.decode(inputs_1M, joined)
-        logits_MV = model.heads.decode_logits(hidden_1MD, joined, range(0, 1))[0]
-    together = logits_MV[[place >= 0 for place in places]].split(counts)
-    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
-
-
-@pytest.mark.parametrize("family", ["linear", "transformer"])
-def test_a_row_of_a_tree_sees_its_own_path_and_the_chain_keeps_its_bits(family: HeadFamily) -> None:
-    model = new_model(family)
-    ids = some_ids(60)
-    # Rows 0 1 2 3 are a chain, 4 and 5 another path from row 0, 6 one from row 2, 7 padding.
-    parents, paths = [-1, 0, 1, 2, 0, 4, 2, 6], [[0, 4, 5], [0, 1, 2, 6]]
-    rows = some_ids(8, seed=5)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_rows_behind_the_end_of_the_cache_stay_finite(family: HeadFamily) -> None:
+    model = new_model(family, CONFIG.model_copy(update={"local_window_bytes": 2}))
+    ids = some_ids(128)
     with torch.inference_mode():
         cache = model.new_cache(1, 128)
-        model.prefill(ids, cache)
-        shared = model.cached_pass(cache, 8, parents)
-        hidden = model.decode(rows, shared)
-        tree = model.heads.decode_logits(hidden, shared, range(HEADS))[0]
-        cache.truncate(60)
-        chain = decoded(model, torch.cat((rows[:, :4], some_ids(4)), dim=1), cache)[0]
-        assert torch.equal(tree[:4, 0], chain[:4, 0])
-        for path in paths:
-            expected = model(torch.cat((ids, rows[:, path]), dim=1))[0, 60:]
-            torch.testing.assert_close(tree[path], expected, rtol=1e-4, atol=2e-4)
-
-
-def test_padding_rows_at_the_end_of_the_cache_stay_finite() -> None:
-    config = CONFIG.model_copy(update={"local_window_bytes": 2})
-    for family in ALL_FAMILIES:
-        model = new_model(family, config)
-        ids = some_ids(128)
-        with torch.inference_mode():
-            expected = model(ids)
-            cache = model.new_cache(1, 128)
-            model.prefill(ids[:, :127], cache)
-            logits = decoded(model, torch.cat((ids[:, 127:], some_ids(31)), dim=1), cache)
-            assert logits.isfinite().all()
-            torch.testing.assert_close(logits[:, 0], expected[:, 127], rtol=1e-4, atol=2e-4)
-            for layer in range(3 + model.heads.cache_layers):
-                assert all(part.isfinite().all() for part in cache.read(layer, 0, 2 * BUCKET))
+        model.prefill(ids[:, :127], cache)
+        logits = decoded(model, torch.cat((ids[:, 127:], some_ids(SLACK - 1)), dim=1), cache)
+        assert logits.isfinite().all()
+        torch.testing.assert_close(logits[:, 0], model(ids)[:, 127], rtol=1e-4, atol=2e-4)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bytelm
+from bytelm.engine import build
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -24,7 +25,7 @@ def test_packages_equal_the_tree() -> None:
         for init in (ROOT / top).rglob("__init__.py")
         if not any(parent.is_symlink() for parent in init.parents)
     }
-    assert {folders[package] for package in setuptools["packages"]} == in_tree
+    assert {folders.get(package, package.replace(".", "/")) for package in setuptools["packages"]} == in_tree
 
 
 @pytest.mark.parametrize("name", ["cli", "data"])
@@ -83,6 +84,15 @@ def test_every_dependency_has_a_sentence_why() -> None:
     for before, line in zip(["", *block], block, strict=False):
         if not line.strip().startswith("#"):
             assert before.strip().startswith("#"), f"{line.strip()} has no reason"
+
+
+def test_the_engine_ships_its_sources() -> None:
+    assert PROJECT["tool"]["setuptools"]["package-data"]["bytelm.engine"] == ["*.h", "*.cpp"]
+    assert {path.suffix for path in build.sources()} == {".h", ".cpp"}
+
+
+def test_the_version_that_the_build_reads_is_the_package_s() -> None:
+    assert build.package_version() == bytelm.__version__
 
 
 def test_shipped_code_carries_a_py_typed_marker() -> None:

@@ -1,4 +1,4 @@
-"""The sampler's law is exact, its choice depends on logits, seed and position alone."""
+"""The sampler's distribution is exact, its choice depends on logits, seed and position alone."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ _CHI_SQUARE_LIMIT = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 15: 37.70}
 
 
 def _logits(probabilities: dict[int, float]) -> npt.NDArray[np.float32]:
-    """One row whose softmax is this law."""
+    """One row whose softmax is this distribution."""
     row = np.full((1, VOCABULARY_SIZE), -1e9, np.float32)
     for byte, probability in probabilities.items():
         row[0, byte] = math.log(probability) + 3.0  # a softmax does not see a shift
@@ -30,20 +30,20 @@ def _draw(sampler: Sampler, logits_1V: npt.NDArray[np.float32], draws: int) -> n
     return np.concatenate([sampler.choose(rows_MV, first) for first in range(0, draws, _ROWS)])
 
 
-def _chi_square(ids: npt.NDArray[np.int64], law: dict[int, float]) -> float:
-    counts = {byte: int((ids == byte).sum()) for byte in law}
-    assert sum(counts.values()) == len(ids), "an id outside of the law was chosen"
-    expected = {byte: probability * len(ids) for byte, probability in law.items()}
-    return sum((counts[byte] - expected[byte]) ** 2 / expected[byte] for byte in law)
+def _chi_square(ids: npt.NDArray[np.int64], distribution: dict[int, float]) -> float:
+    counts = {byte: int((ids == byte).sum()) for byte in distribution}
+    assert sum(counts.values()) == len(ids), "an id outside of the distribution was chosen"
+    expected = {byte: probability * len(ids) for byte, probability in distribution.items()}
+    return sum((counts[byte] - expected[byte]) ** 2 / expected[byte] for byte in distribution)
 
 
 _LAW = {10: 0.5, 97: 0.25, 200: 0.125, 255: 0.1, EOD: 0.025}
-# The law of the powers p**(1 / 0.5), normalised.
+# The distribution of the powers p**(1 / 0.5), normalised.
 _SQUARES = {byte: p**2 / sum(q**2 for q in _LAW.values()) for byte, p in _LAW.items()}
 
 
 @pytest.mark.parametrize(
-    ("settings", "law"),
+    ("settings", "distribution"),
     [
         ({"temperature": 1.0}, _LAW),
         ({"temperature": 0.5}, _SQUARES),
@@ -58,16 +58,16 @@ _SQUARES = {byte: p**2 / sum(q**2 for q in _LAW.values()) for byte, p in _LAW.it
         ({"temperature": 1.0, "top_k": 3, "top_p": 0.6}, {10: 2 / 3, 97: 1 / 3}),
     ],
 )
-def test_draws_follow_the_law(settings: dict[str, Any], law: dict[int, float]) -> None:
+def test_draws_follow_the_law(settings: dict[str, Any], distribution: dict[int, float]) -> None:
     ids = _draw(Sampler(**settings, seed=11), _logits(_LAW), draws=256 * _ROWS)
-    assert _chi_square(ids, law) < _CHI_SQUARE_LIMIT[len(law) - 1]
+    assert _chi_square(ids, distribution) < _CHI_SQUARE_LIMIT[len(distribution) - 1]
 
 
 def test_neighbouring_positions_and_neighbouring_seeds_are_independent() -> None:
-    law: dict[int, float] = dict.fromkeys((1, 2, 3, 4), 0.25)
-    pairs = {16 * first + second: 1 / 16 for first in law for second in law}
-    ids = _draw(Sampler(temperature=1.0, seed=5), _logits(law), draws=256 * _ROWS)
-    others = _draw(Sampler(temperature=1.0, seed=6), _logits(law), draws=256 * _ROWS)
+    distribution: dict[int, float] = dict.fromkeys((1, 2, 3, 4), 0.25)
+    pairs = {16 * first + second: 1 / 16 for first in distribution for second in distribution}
+    ids = _draw(Sampler(temperature=1.0, seed=5), _logits(distribution), draws=256 * _ROWS)
+    others = _draw(Sampler(temperature=1.0, seed=6), _logits(distribution), draws=256 * _ROWS)
     assert _chi_square(16 * ids[0::2] + ids[1::2], pairs) < _CHI_SQUARE_LIMIT[15]
     assert _chi_square(16 * ids + others, pairs) < _CHI_SQUARE_LIMIT[15]
 
@@ -144,3 +144,16 @@ def test_the_lowest_temperature_agrees_with_greedy() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(GenerationError, match=next(reversed(settings))):
         Sampler(**settings)
+
+
+def test_log_probs_are_those_of_the_distribution_that_is_sampled_from() -> None:
+    logits_1V = _logits({1: 0.5, 2: 0.3, 3: 0.2})
+    cases: tuple[tuple[dict[str, Any], dict[int, float]], ...] = (
+        ({}, {1: 0.5, 2: 0.3, 3: 0.2}),  # greedy: at temperature 1
+        ({"temperature": 0.5}, {1: 25 / 38, 2: 9 / 38, 3: 4 / 38}),
+        ({"temperature": 1.0, "top_k": 2}, {1: 0.625, 2: 0.375}),
+    )
+    for settings, expected in cases:
+        found_V = np.exp(Sampler(**settings).log_probs(logits_1V)[0])
+        assert found_V.sum() == pytest.approx(1.0)
+        assert {byte: found_V[byte] for byte in expected} == pytest.approx(expected, abs=1e-6)

@@ -11,8 +11,8 @@ import pytest
 import bytelm
 from bytelm.api import LanguageModel
 from bytelm.data import order
+from bytelm.plans import find_plan
 from bytelm.shipped import shipped_models
-from bytelm.tune import find_plan
 from bytelm.utf8 import is_utf8
 
 
@@ -41,7 +41,7 @@ def test_drafts_change_no_byte_of_nano_and_save_steps() -> None:
 @pytest.mark.parametrize("prompt", ["日本".encode(), "山山山".encode(), b"abcd\xb1 abcd\xb1 abcd", "é".encode()[:1]])
 def test_drafts_change_no_byte_of_utf8_whatever_the_prompt_is(prompt: bytes) -> None:
     plain = nano().generate(prompt, max_bytes=48, utf8=True, draft="none")
-    for draft in ("adaptive", "heads", "tree", "ngram"):
+    for draft in ("adaptive", "heads", "ngram"):
         assert nano().generate(prompt, max_bytes=48, utf8=True, draft=draft).data == plain.data
     assert is_utf8(plain.data) or prompt == b"\xc3"  # there the first byte ends the prompt's character
 

@@ -1,4 +1,4 @@
-"""The index of a text's own past finds the last place with the longest ending, however the text grew."""
+"""Prompt lookup finds the last place with the longest ending, however the text grew."""
 
 from hypothesis import given
 from hypothesis import strategies as st

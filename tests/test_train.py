@@ -14,6 +14,7 @@ from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
 from bytelm.decode import GenerateSettings, generate
+from bytelm.engine.library import load_library
 from bytelm.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from bytelm.evaluate import bits_per_byte
 from bytelm.events import Event, Finished, Progress, Saved, Started, Validation
@@ -245,9 +246,23 @@ def test_validation_scores_the_same_held_out_bytes_as_evaluation_does(corpus: Pa
     assert validation.bits_per_byte_by_head == scored.by_head
 
 
-def test_a_validation_shows_what_the_model_writes(corpus: Path, tmp_path: Path) -> None:
-    *_, validation, _, _ = trained(settings("train.steps=2", "train.sample_bytes=20"), corpus, tmp_path / "run")
+@pytest.mark.parametrize("decoder", ["the engine", "torch"])
+def test_a_validation_shows_what_the_model_writes_and_a_start_who_decodes_it(
+    corpus: Path, tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if decoder == "torch":
+        for module in ("bytelm.train", "bytelm.engine.weights"):
+            monkeypatch.setattr(f"{module}.load_library", lambda: None)
+        monkeypatch.setattr("bytelm.train.unavailable_reason", lambda: "no library was built")
+    elif load_library() is None:
+        pytest.skip("the engine was not built")
+    started, *_, validation, _, _ = trained(
+        settings("train.steps=2", "train.sample_bytes=20"), corpus, tmp_path / "run"
+    )
     assert isinstance(validation, Validation)
+    assert isinstance(started, Started)
+    assert started.decoder.startswith(decoder)
+    assert (decoder == "torch") == started.decoder.endswith("for no library was built")
     model, config = load_model(tmp_path / "run")
     prompt = next(iter(Corpus.open(corpus).documents("validation")))[:32]
     assert decode_text(prompt, "escape").startswith(validation.prompt)

@@ -116,21 +116,24 @@ def test_a_local_layer_sees_its_window_and_a_global_layer_everything() -> None:
         assert moved.nonzero().flatten().tolist() == list(range(2, last + 1))
 
 
-def test_every_row_of_a_cached_pass_sees_a_slot_padding_rows_too() -> None:
+def test_every_row_of_a_cached_pass_sees_its_own_sequence_up_to_itself() -> None:
     cosine_SC, sine_SC = rotary_tables(torch.arange(slots_for(130)), 8, 10_000.0)
     cache = KVCache(
-        layers=0, batch=1, kv_heads=1, capacity=130, cosine_SC=cosine_SC, sine_SC=sine_SC, dtype=torch.float32
+        layers=0, batch=3, kv_heads=1, capacity=130, cosine_SC=cosine_SC, sine_SC=sine_SC, dtype=torch.float32
     )
-    cache.advance(126)  # two rows of the pass are left in the first bucket
-    ranges = CachedPass.build(CONFIG, cache, 16, torch.float32).ranges
-    assert set(ranges) == {"local", "global"}
-    for kind, (start, end, bias_RMS) in ranges.items():
-        assert bias_RMS.shape == (3, 16, end - start)
-        seen = [(row == 0).nonzero().flatten().add(start).tolist() for row in bias_RMS[0]]
-        oldest = 126 - 4 + 1 if kind == "local" else 0
-        assert seen[0] == list(range(oldest, 127))
-        assert all(seen)
-        assert all(slots == seen[1] for slots in seen[2:])
+    cache.advance([126, 90, 129])
+    shared = CachedPass.build(CONFIG, cache, 2, 16, torch.float32)  # the third sequence rests
+    assert shared.slots_BM[:, 0].tolist() == [126, 90]
+    assert torch.equal(shared.rotary.cosine[1, 3, 0], cosine_SC[93])
+    assert set(shared.ranges) == {"local", "global"}
+    for kind, (start, end, bias_BRMS) in shared.ranges.items():
+        assert bias_BRMS.shape == (2, 3, 16, end - start)
+        assert (bias_BRMS == bias_BRMS[:, :1]).all()
+        for sequence, first in enumerate((126, 90)):
+            for row in range(16):
+                seen = (bias_BRMS[sequence, 0, row] == 0).nonzero().flatten().add(start).tolist()
+                oldest = first + row - 4 + 1 if kind == "local" else 0
+                assert seen == list(range(oldest, first + row + 1))
 
 
 def test_under_bfloat16_autocast_the_residual_stream_stays_float32() -> None:

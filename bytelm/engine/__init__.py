@@ -17,17 +17,67 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_int32, c_void_p
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.engine.interface import (
+    END_OF_DOCUMENT,
+    GOES_ON,
+    LOGITS_NOT_FINITE,
+    MAX_IDS,
+    MOST_PASTS,
+    MOST_ROW_COUNTS,
+    RECORD,
+    CalibrationTable,
+    CostTable,
+    Counter,
+    Functions,
+    Pairs,
+    Record,
+    SequenceSettings,
+    Shape,
+    StepBlock,
+)
 from bytelm.engine.library import Library, load_library, unavailable_reason
 from bytelm.errors import ConfigError, GenerationError
 from bytelm.model_shape import HeadsShape, TrunkShape, trunk_layers
 from bytelm.vocab import Vocab
+
+__all__ = [
+    "END_OF_DOCUMENT",
+    "GOES_ON",
+    "LOGITS_NOT_FINITE",
+    "MAX_IDS",
+    "MOST_PASTS",
+    "MOST_ROWS",
+    "MOST_ROW_COUNTS",
+    "MOST_SLOTS",
+    "MOST_TREE_ROWS",
+    "NOT_FINITE",
+    "STEP_ROWS",
+    "Block",
+    "Cache",
+    "CacheKind",
+    "CalibrationTable",
+    "CostTable",
+    "Counter",
+    "Decoder",
+    "Engine",
+    "Floats",
+    "Ids",
+    "MatrixKind",
+    "Record",
+    "SequenceSettings",
+    "Session",
+    "Status",
+    "cache_bytes",
+    "most_rows",
+    "out_of_memory",
+]
 
 T = TypeVar("T")
 
@@ -42,9 +92,6 @@ MOST_TREE_ROWS: Final = 64
 """Rows of one sequence in a pass, where they are a tree."""
 STEP_ROWS: Final = 48
 """Rows of one sequence in a step of a decoder, at most: the last id and its drafts."""
-MOST_PASTS: Final = 4
-MOST_ROW_COUNTS: Final = 12
-"""Entries of a table of costs."""
 NOT_FINITE: Final = "the model's logits are not finite: its weights have diverged; use another checkpoint"
 
 _KINDS: Final[dict[MatrixKind, int]] = {"float32": 0, "bfloat16": 1, "int8": 2}
@@ -72,129 +119,6 @@ class Status(Exception):  # noqa: N818  it is told apart and becomes an error of
         return self.code == _NOT_FINITE
 
 
-# Structs, as decode.h and engine.h have them ------------------------------------------------------------------------
-
-
-class _Shape(Structure):
-    _fields_ = [
-        *((name, c_int32) for name in ("width", "layers", "heads", "groups", "channels", "inner")),
-        *((name, c_int32) for name in ("vocabulary", "choices", "head_count", "family", "ngrams")),
-        ("ngram_rows", c_int32),
-        ("ngram_width", c_int32),
-        ("ngram_size", c_int32 * 7),
-        ("kind", c_int32),
-        ("local_window", c_int32),
-        ("norm_epsilon", c_float),
-        ("rope_base", c_double),
-    ]
-
-
-class SequenceSettings(Structure):
-    """What is asked of a sequence: ``Settings`` in decode.h."""
-
-    _fields_ = [
-        *((name, c_double) for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
-        ("seed", c_uint64),
-        ("sequence", c_uint64),
-        ("max_ids", c_int64),
-        *((name, c_int32) for name in ("top_k", "utf8", "logprobs", "policy")),
-    ]
-
-
-class Counter(Structure):
-    """How many drafts of a kind were right, and how many there were."""
-
-    _fields_ = [("right", c_double), ("total", c_double)]
-
-
-class CalibrationTable(Structure):
-    """``Calibration`` in decode.h: ``head[rule][0 head, 1 agree][depth][bin]`` and ``lookup[rule][bin]``."""
-
-    _fields_ = [("head", Counter * 13 * 9 * 2 * 2), ("lookup", Counter * 8 * 2)]
-
-
-class CostTable(Structure):
-    """``Costs`` in decode.h: seconds of a step by the ids before it and by its rows."""
-
-    _fields_ = [
-        ("pasts", c_int32),
-        ("row_counts", c_int32),
-        ("past", c_int32 * MOST_PASTS),
-        ("rows", c_int32 * MOST_ROW_COUNTS),
-        ("seconds", c_double * MOST_ROW_COUNTS * MOST_PASTS),
-        ("head", c_double),
-        ("sequence", c_double),
-    ]
-
-
-class _Pairs(Structure):
-    _fields_ = [("rank", c_int32), *((name, c_void_p) for name in ("last", "before", "out", "of_head", "of_pair"))]
-
-
-_RECORD: Final = np.dtype(
-    [
-        *((name, np.int32) for name in ("slot", "first", "id_count", "drafted_first", "drafted", "accepted", "rows")),
-        ("asked", np.int32),
-        ("finish", np.int32),
-        ("expected", np.float32),
-    ]
-)
-
-
-class _Block(Structure):
-    _fields_ = [
-        *((name, c_int32) for name in ("most_records", "most_ids", "most_drafted")),
-        *((name, c_int32) for name in ("records", "id_count", "drafted_count", "steps", "ended")),
-        *((name, c_void_p) for name in ("record", "ids", "sources", "logprobs", "drafted")),
-    ]
-
-
-# A library of another interface is refused by its number; this notices a struct that was changed without one.
-for _struct, _size in (
-    (_Shape, 104),
-    (SequenceSettings, 72),
-    (Counter, 16),
-    (CalibrationTable, 7744),
-    (CostTable, 472),
-    (_Pairs, 48),
-    (_Block, 72),
-):
-    assert ctypes.sizeof(_struct) == _size, _struct
-assert _RECORD.itemsize == 40
-
-
-class Record(NamedTuple):
-    """What one step gave to one sequence; indices count within the block.
-
-    Attributes:
-        slot: Whose step it is.
-        first: Of its ids, sources and log-probabilities, of which there are ``id_count``.
-        id_count: Its ids; the end of a document is never among them.
-        drafted_first: Of its verified drafts, of which there are ``drafted``.
-        drafted: Its verified drafts.
-        accepted: How many of them were right.
-        rows: Rows of the pass that belong to the sequence.
-        asked: Draft heads that ran before the pass.
-        finish: 0 goes on, 1 end of the document, 2 as many ids as were asked for, 3 logits that are not finite.
-        expected: Ids that the planner expected.
-    """
-
-    slot: int
-    first: int
-    id_count: int
-    drafted_first: int
-    drafted: int
-    accepted: int
-    rows: int
-    asked: int
-    finish: int
-    expected: float
-
-
-assert _RECORD.names == Record._fields
-GOES_ON, END_OF_DOCUMENT, MAX_IDS, LOGITS_NOT_FINITE = range(4)
-
-
 class Block(NamedTuple):
     """Results of some steps.
 
@@ -211,58 +135,6 @@ class Block(NamedTuple):
     sources: list[int]
     logprobs: list[float]
     drafted: list[int]
-
-
-# Calls --------------------------------------------------------------------------------------------------------------
-
-_POINTER_OUT: Final = POINTER(c_void_p)
-_SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
-    "model_new": (c_int, (POINTER(_Shape), c_void_p, c_int, _POINTER_OUT)),
-    "model_elements": (c_int64, (c_void_p, c_int, c_int)),
-    "model_set": (c_int, (c_void_p, c_int, c_int, c_int, c_void_p, c_int64)),
-    "model_complete": (c_int, (c_void_p,)),
-    "model_matrix_bytes": (c_int64, (c_void_p,)),
-    "model_bytes": (c_int64, (c_void_p,)),
-    "model_free": (None, (c_void_p,)),
-    "session_new": (c_int, (c_void_p, c_int, c_int, c_int, _POINTER_OUT)),
-    "session_free": (None, (c_void_p,)),
-    "cache_new": (c_int, (c_void_p, c_int, c_int, _POINTER_OUT)),
-    "cache_free": (None, (c_void_p,)),
-    "cache_length": (c_int, (c_void_p,)),
-    "cache_truncate": (c_int, (c_void_p, c_int)),
-    "prefill": (c_int, (c_void_p, c_void_p, c_void_p, c_int)),
-    "pass": (c_int, (c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
-    "accept_path": (c_int, (c_void_p, c_void_p, c_int, c_int, c_void_p, c_int)),
-    "draft_head": (c_int, (c_void_p, c_void_p, c_int, c_void_p)),
-    "score_window": (c_int, (c_void_p, c_void_p, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p)),
-    "decoder_new": (
-        c_int,
-        (c_void_p, *[c_int32] * 4, POINTER(CostTable), POINTER(CalibrationTable), POINTER(_Pairs), _POINTER_OUT),
-    ),
-    "decoder_free": (None, (c_void_p,)),
-    "decoder_set_costs": (c_int, (c_void_p, POINTER(CostTable))),
-    "decoder_calibration": (c_int, (c_void_p, POINTER(CalibrationTable))),
-    "decoder_set_calibration": (c_int, (c_void_p, POINTER(CalibrationTable))),
-    "decoder_begin": (c_int64, (c_void_p, c_int32, c_void_p, c_int64, POINTER(SequenceSettings))),
-    "decoder_prefill": (c_int64, (c_void_p, c_int32, c_int64)),
-    "decoder_run": (c_int, (c_void_p, c_int32, c_int64, POINTER(_Block))),
-    "decoder_end": (c_int, (c_void_p, c_int32)),
-}
-"""Result and arguments of what the library exports; declared when it is first called."""
-
-
-class _Functions:
-    """The functions of one variant of the library, with their types."""
-
-    def __init__(self, library: Library) -> None:
-        self._library = library
-
-    def __getattr__(self, name: str) -> Any:
-        result, arguments = _SIGNATURES[name]
-        function = self._library.call(name)
-        function.restype, function.argtypes = result, arguments
-        setattr(self, name, function)
-        return function
 
 
 def _succeeded(status: int) -> None:
@@ -386,7 +258,7 @@ class Engine(_Owned):
         attends = heads.family in _ATTEND
         self.all_layers = self.layers + (1 if heads.family == "shared" else heads.count if attends else 0)
         self.cache_layers = self.layers + (heads.count if attends else 0)
-        self.call = _Functions(library)
+        self.call = Functions(library)
         self.spare = Spare()
         # A head that attends does so as the model's last layer would.
         kinds = [config.attention_kind(layer) for layer in range(self.layers)]
@@ -403,9 +275,9 @@ class Engine(_Owned):
             raise ConfigError(f"the engine cannot run a model of this shape ({config})") from error
         super().__init__(pointer, self.call.model_free)
 
-    def _shape(self) -> _Shape:
+    def _shape(self) -> Shape:
         config, sizes = self.config, self.config.ngram_sizes
-        return _Shape(
+        return Shape(
             width=config.d_model,
             layers=self.layers,
             heads=config.attention_heads,
@@ -666,7 +538,7 @@ class Decoder(_Owned):
         calibration: Of drafts.
         pairs: Correction of the draft heads: tables last (257, R), before (257, R), out (R, 257) and factors of_head
             and of_pair (K - 1), float32; None for none.
-        trees: Whether the second-best bytes of heads are drafted as branches.
+        trees: Whether the second-best bytes of heads are drafted as branches; off for comparisons alone.
         cache: Kind of keys and values.
     """
 
@@ -679,7 +551,7 @@ class Decoder(_Owned):
         costs: CostTable,
         calibration: CalibrationTable,
         pairs: tuple[Floats, Floats, Floats, Floats, Floats] | None = None,
-        trees: bool = False,
+        trees: bool = True,
         cache: CacheKind = "float32",
     ) -> None:
         assert 1 <= slots <= MOST_SLOTS and capacity >= 2
@@ -700,14 +572,14 @@ class Decoder(_Owned):
         super().__init__(pointer, call.decoder_free, self.session)
         self._rooms: dict[int, _Room] = {}
 
-    def _pairs(self, pairs: tuple[Floats, Floats, Floats, Floats, Floats]) -> _Pairs:
+    def _pairs(self, pairs: tuple[Floats, Floats, Floats, Floats, Floats]) -> Pairs:
         last, before, out, of_head, of_pair = pairs
         rank, choices, heads = last.shape[-1], self.engine.vocabulary.count, self.engine.heads.count - 1
         shapes = [(choices, rank), (choices, rank), (rank, choices), (heads,), (heads,)]
         assert [table.shape for table in pairs] == shapes and 1 <= rank <= 256
         sizes = (choices * rank, choices * rank, rank * choices, heads, heads)
         tables = zip((last, before, out, of_head, of_pair), sizes, strict=True)
-        return _Pairs(rank, *(_address(table, np.float32, size) for table, size in tables))
+        return Pairs(rank, *(_address(table, np.float32, size) for table, size in tables))
 
     def set_costs(self, costs: CostTable) -> None:
         """Plan with other costs; what was measured of the rate is forgotten."""
@@ -806,15 +678,15 @@ class _Room:
 
     def __init__(self, steps: int, slots: int) -> None:
         records, ids = steps * slots, steps * slots * STEP_ROWS
-        self.record = np.zeros(records, _RECORD)
+        self.record = np.zeros(records, RECORD)
         self.ids = np.zeros(ids, np.int32)
         self.sources, self.drafted = np.zeros(ids, np.int8), np.zeros(ids, np.int8)
         self.logprobs = np.zeros(ids, np.float64)
-        self.block = _Block(
+        self.block = StepBlock(
             most_records=records,
             most_ids=ids,
             most_drafted=ids,
-            record=_address(self.record, _RECORD, records),
+            record=_address(self.record, RECORD, records),
             ids=_address(self.ids, np.int32, ids),
             sources=_address(self.sources, np.int8, ids),
             drafted=_address(self.drafted, np.int8, ids),

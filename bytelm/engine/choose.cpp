@@ -35,7 +35,7 @@ int chooser_init(Chooser* c, const Settings* settings, int choices) {
   if (choices < 1) return WRONG_ARGUMENT;
   bool fits = allocate(&c->changed, choices);
   // Behind the scores lie the weights of ids for top_k and top_p.
-  fits = fits && allocate(&c->scores, 2 * rounded_up(choices)) && allocate(&c->order, choices);
+  fits = fits && allocate(&c->scores, 2 * rounded_up(choices)) && allocate(&c->ranks, choices);
   if (settings->temperature > 0.0) fits = fits && allocate(&c->noise, (size_t)NOISE_ROWS * choices);
   if (fits) return OK;
   chooser_free(c);
@@ -43,8 +43,8 @@ int chooser_init(Chooser* c, const Settings* settings, int choices) {
 }
 
 void chooser_free(Chooser* c) {
-  free(c->noise), free(c->changed), free(c->scores), free(c->order);
-  c->noise = nullptr, c->changed = nullptr, c->scores = nullptr, c->order = nullptr;
+  free(c->noise), free(c->changed), free(c->scores), free(c->ranks);
+  c->noise = nullptr, c->changed = nullptr, c->scores = nullptr, c->ranks = nullptr;
 }
 
 // UTF-8 ---------------------------------------------------------------------------------------------------------------
@@ -298,17 +298,17 @@ static void scale(Chooser* c, const float* x, int n, double* y) {
   const bool top_k = s.top_k > 0 && s.top_k < n, top_p = s.top_p >= 0.0 && s.top_p < 1.0;
   double* behind = c->scores + rounded_up(c->choices);
   uint64_t* weights = (uint64_t*)behind;
-  if (top_k || top_p) rank(x, n, c->order);
+  if (top_k || top_p) rank(x, n, c->ranks);
   if (top_k) {
     for (int i = 0; i < n; i++) weights[i] = 1;
-    keep(c->order, weights, n, s.top_k, y);
+    keep(c->ranks, weights, n, s.top_k, y);
   }
   if (top_p) {
     // Weights are whole multiples of 2^-44 of the highest: their sums are exact, in whatever order they are added.
     memcpy(behind, y, (size_t)n * sizeof(double));
     exp_many(behind, n);
     for (int i = 0; i < n; i++) weights[i] = bits_of(behind[i] * 0x1p44 + 0x1p52) - bits_of(0x1p52);
-    keep(c->order, weights, n, s.top_p * (double)above(c->order, weights, n, INT32_MIN).weight, y);
+    keep(c->ranks, weights, n, s.top_p * (double)above(c->ranks, weights, n, INT32_MIN).weight, y);
   }
   if (s.min_p > 0.0) {
     const double least = log(s.min_p);

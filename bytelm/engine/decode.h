@@ -47,8 +47,8 @@ struct Chooser {
   double* noise;                  // [NOISE_ROWS][choices]
   int64_t noise_position[NOISE_ROWS];
   float* changed;                 // [choices], logits with penalty and exclusions
-  double* scores;                 // [choices]
-  int32_t* order;                 // [choices]
+  double* scores;                 // twice [choices], each half rounded up to 16: scores, then weights of restrictions
+  int32_t* ranks;                 // [choices], whole numbers in the order of the logits
 };
 
 int chooser_init(Chooser* c, const Settings* settings, int choices);  // Status
@@ -75,6 +75,7 @@ struct Counter { double right, total; };
 struct Calibration {
   Counter head[2][2][9][13];  // [rule][0 head, 1 agree: prompt lookup said the same][depth][bin of the probability]
   Counter lookup[2][8];       // [rule][bin of the match]
+  Counter against[2][8];      // the same, where the head says another byte
 };
 
 // (ctypes) Seconds of a step by the ids before it and by its rows, at least two numbers of rows, ascending.
@@ -117,6 +118,7 @@ struct Node {
   Counter* counter;          // of its kind, or null
   int32_t guess;             // of prompt lookup at this place; -1: none
   Counter* guess_counter;
+  Counter* against_counter;  // of the guess, where the head's best byte is another; else null
 };
 
 constexpr int MOST_CANDIDATES = 3 * MOST_NODES;  // a chain, and two nodes of a branch at each depth

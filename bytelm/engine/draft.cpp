@@ -115,6 +115,8 @@ constexpr double HOPED_SHARE = 0.8;  // a head is asked as if it were right so o
 constexpr int LEAST_OF_BIN[8] = {4, 6, 8, 12, 16, 24, 32, 64};
 // Share of right bytes after a match of so many bytes, before anything was seen.
 constexpr double PRIOR_OF_BIN[8] = {0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98};
+// The same where the head says another byte, which is then likelier to be right than it is else.
+constexpr double PRIOR_AGAINST[8] = {0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7};
 
 int match_bin(int length) {
   int bin = 0;
@@ -137,11 +139,18 @@ static void count_one(Counter* c, bool right) {
 
 // Costs ---------------------------------------------------------------------------------------------------------------
 
-static const double* seconds_at(const Costs& c, int past) {
-  int nearest = 0;
-  for (int i = 1; i < c.pasts; i++)
-    if (abs(c.past[i] - past) < abs(c.past[nearest] - past)) nearest = i;
-  return c.seconds[nearest];
+// The row of the table after so many ids: a straight line between two pasts, the nearest one outside of them.
+struct Seconds { double of[12]; };
+
+static Seconds seconds_at(const Costs& c, int past) {
+  int next = 0;
+  while (next < c.pasts && c.past[next] < past) next++;
+  const int after = next < c.pasts ? next : c.pasts - 1, before = next > 0 ? next - 1 : 0;
+  const double share = after == before ? 0.0 : (double)(past - c.past[before]) / (c.past[after] - c.past[before]);
+  Seconds found;
+  for (int i = 0; i < c.row_counts; i++)
+    found.of[i] = c.seconds[before][i] + share * (c.seconds[after][i] - c.seconds[before][i]);
+  return found;
 }
 
 static double seconds_of(const Costs& c, const double* seconds, int rows) {
@@ -152,7 +161,7 @@ static double seconds_of(const Costs& c, const double* seconds, int rows) {
 }
 
 double cost_of(const Costs& c, int past, int rows, int sequences) {
-  return seconds_of(c, seconds_at(c, past), rows) + c.sequence * (sequences - 1);
+  return seconds_of(c, seconds_at(c, past).of, rows) + c.sequence * (sequences - 1);
 }
 
 // What a row beyond `rows` costs at least, however many are added: between two entries of the table costs are a
@@ -303,14 +312,14 @@ static void add_branches(Decoder* d, Sequence* q, const Alternative* alternative
     double own = share(*counter, a.probability), path = (depth ? q->nodes[depth - 1].path_probability : 1.0) * own;
     if (path < least) continue;
     const int parent = q->candidates;
-    q->nodes[q->candidates++] = {depth - 1, depth, a.id, depth + 1, own, path, counter, -1, nullptr};
+    q->nodes[q->candidates++] = {depth - 1, depth, a.id, depth + 1, own, path, counter, -1, nullptr, nullptr};
     if (depth + 2 > q->asked || depth + 1 >= limit) continue;
     const int best = head_view(d, q, depth + 2, context_after(a.at, a.id));
     if (best < 0 || best == EOD) continue;
     counter = &d->behind[rule][kind];
     own = share(*counter, 0.8 * exp(d->log_probs[best])), path *= own;
     if (path < least) continue;
-    q->nodes[q->candidates++] = {parent, depth + 1, best, depth + 2, own, path, counter, -1, nullptr};
+    q->nodes[q->candidates++] = {parent, depth + 1, best, depth + 2, own, path, counter, -1, nullptr, nullptr};
   }
 }
 
@@ -323,7 +332,8 @@ void propose(Decoder* d, Sequence* q, int limit, int past, int rows, double rate
   int heads = policy == NGRAM || !q->heads_ready ? 0 : d->session->model->shape.head_count - 1;
   if (heads && !wants_heads(q)) heads = 0;
   const bool adaptive = policy == ADAPTIVE, lookup = q->has_lookup && policy != HEADS;
-  const double* seconds = seconds_at(d->costs, past);
+  const Seconds table = seconds_at(d->costs, past);
+  const double* seconds = table.of;
   Way way;
   way.at = q->context, way.count = 0, way.match = {-1, 0};
   double path = 1.0;
@@ -348,15 +358,21 @@ void propose(Decoder* d, Sequence* q, int limit, int past, int rows, double rate
     }
     if (best < 0 && guess < 0) break;
     Node* node = q->nodes + q->candidates;
-    *node = {depth - 1, depth, guess, LOOKUP, weight, path * weight, nullptr, guess, guess_counter};
+    *node = {depth - 1, depth, guess, LOOKUP, weight, path * weight, nullptr, guess, guess_counter, nullptr};
     if (best >= 0) {
-      const double rest = 1.0 - weight;
+      double believed = weight;
+      if (guess >= 0 && best != guess) {
+        const int bin = match_bin(way.match.length);
+        node->against_counter = &d->calibration.against[rule][bin];
+        believed = share(*node->against_counter, PRIOR_AGAINST[bin]);
+      }
+      const double rest = 1.0 - believed;
       // The two views as a mixture: what prompt lookup says with its weight, else the head's distribution.
-      double mixed = rest * exp(d->log_probs[best]) + (best == guess ? weight : 0.0);
+      double mixed = rest * exp(d->log_probs[best]) + (best == guess ? believed : 0.0);
       int other = -1;
       double of_other = 0.0;
       if (guess >= 0 && best != guess) {
-        other = guess, of_other = weight + rest * exp(d->log_probs[guess]);
+        other = guess, of_other = believed + rest * exp(d->log_probs[guess]);
         if (scores_more(q, guess, of_other, best, mixed, way.at)) {
           const int id = best;
           const double of_id = mixed;
@@ -366,7 +382,7 @@ void propose(Decoder* d, Sequence* q, int limit, int past, int rows, double rate
       if (best == EOD) break;
       node->id = best;
       set_head_node(d, q, node, mixed, path, best == guess);
-      if (best != guess || exp(d->log_probs[best]) >= weight) node->source = depth + 1;
+      if (best != guess || exp(d->log_probs[best]) >= believed) node->source = depth + 1;
       if (d->trees) {
         if (other < 0 && (other = second_best(d, best)) >= 0) of_other = rest * exp(d->log_probs[other]);
         alternative[depth] = {other == EOD ? -1 : other, of_other, way.at};
@@ -420,7 +436,8 @@ void plan(Decoder* d, Sequence** sequences, const int* limits, int count, int pa
     rows += q->drafted;
     limit[n] = 0;
   }
-  const double* seconds = seconds_at(d->costs, past);
+  const Seconds table = seconds_at(d->costs, past);
+  const double* seconds = table.of;
   uint8_t taken[MOST_SEQUENCES * MOST_NODES];  // whose candidate was taken, one after another
   static_assert(MOST_SEQUENCES <= 256, "the number of a sequence fits a byte");
   int count_taken = 0, best_count = 0;
@@ -456,6 +473,7 @@ void observe(Decoder* d, Sequence* q, const int* path, int accepted, const int32
     const int32_t chosen = choices[node->depth];
     if (node->counter) count_one(node->counter, chosen == node->id);
     if (node->guess_counter) count_one(node->guess_counter, chosen == node->guess);
+    if (node->against_counter) count_one(node->against_counter, chosen == node->guess);
   }
   if (!q->asked) return;
   int helped = 0;

@@ -1,4 +1,5 @@
-"""What waiting threads cost: a training step and a decoding step of `tiny`, on a quiet and on a busy machine.
+"""What torch's waiting threads cost: a training step and a decoding step of `tiny` through torch, on a quiet and on a
+busy machine.
 
     python tests/bench/bench_threads.py
 
@@ -55,9 +56,8 @@ def measure(threads: int) -> dict[str, float]:
         steps += 1
     found = {"train": 1e3 * (time.perf_counter() - begin) / steps}
     for name, settings in {
-        "one row": GenerateSettings(max_bytes=40, temperature=1.0, draft="none", exact="off"),
-        "padded": GenerateSettings(max_bytes=40, temperature=1.0, draft="none"),
-        "heads": GenerateSettings(max_bytes=40, temperature=1.0),
+        "plain": GenerateSettings(max_bytes=40, temperature=1.0, draft="none"),
+        "adaptive": GenerateSettings(max_bytes=40, temperature=1.0),
     }.items():
         times = []
         for _ in range(3):

@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import Any
 
-from bytelm.config import ModelConfig
+from bytelm.model_shape import TrunkShape
 
 
 def transformers() -> Any:
@@ -14,7 +14,7 @@ def transformers() -> Any:
     return importlib.import_module("transformers")
 
 
-def llama(shape: ModelConfig, *, context_ids: int, **more: Any) -> Any:
+def llama(shape: TrunkShape, *, context_ids: int, **more: Any) -> Any:
     """A Llama with random weights, float32.
 
     Args:

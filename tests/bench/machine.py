@@ -1,15 +1,14 @@
 """What a benchmark ran on, for its JSON."""
 
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
+    """Processor, cores and versions; torch is not imported for it."""
     processor = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
     if facts.exists():
@@ -19,5 +18,5 @@ def machine() -> dict[str, Any]:
         "processor": processor,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": importlib.metadata.version("torch"),
     }

@@ -1,6 +1,7 @@
 """``bytelm generate`` shows exactly what was generated, safely, and says how it ended."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -19,10 +20,12 @@ from rich.console import Console
 from bytelm.api import load
 from bytelm.cli.generate import generate
 from bytelm.cli.generate_view import SafeText, Terminal
+from bytelm.cli.quick_command import QuickCommand
 from bytelm.decode import DecodePlan
 from bytelm.drafting import Calibration, StepCost
+from bytelm.engine.library import load_library
 from bytelm.errors import ConfigError, GenerationError
-from bytelm.tune import write_plan
+from bytelm.plans import write_plan
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +86,11 @@ def test_json_is_one_object_with_what_was_asked_for(run: Path, capfdbinary: Any)
         "steps": expected.steps,
         "bytes_per_step": 40 / expected.steps,
         "acceptance_by_head": list(expected.acceptance_by_head),
+        "proposed_by_lookup": expected.proposed_by_lookup,
+        "accepted_by_lookup": expected.accepted_by_lookup,
         "draft": "adaptive",
-        "exact": "padded",
+        "exact": "bits" if load_library() else "rounding",
+        "engine": dataclasses.asdict(load(run).decoded_by),
         "temperature": 0.8,
         "seed": 7,
     }
@@ -113,7 +119,7 @@ def test_stop_strings_and_every_sampling_option_reach_the_decoder(run: Path, cap
     typed = next(whole[i : i + 1] for i in range(20, 60) if 32 < whole[i] < 127)
     command(run, "go", "--max-bytes", "60", *options, "--stop", "not said", "--stop", typed.decode(), "--raw")
     assert capfdbinary.readouterr().out == whole[: whole.index(typed)]
-    command(run, "go", "--max-bytes", "9", "--exact", "off", "--raw")
+    command(run, "go", "--max-bytes", "9", "--exact", "auto", "--raw")
     assert len(capfdbinary.readouterr().out) == 9
 
 
@@ -139,7 +145,7 @@ def test_a_context_that_fills_up_is_said_to_have_been_forgotten(run: Path, capfd
 
 
 def test_a_plan_that_is_not_of_this_model_is_said_not_to_be_used(run: Path, capfdbinary: Any) -> None:
-    (run / "decode.json").write_text('{"format": 1, "key": {}}')
+    (run / "decode.json").write_text('{"format": 2, "key": {}, "costs": [], "calibration": {}}')
     try:
         command(run, "p", "--max-bytes", "1")
     finally:
@@ -216,8 +222,8 @@ def test_statistics_name_every_source(run: Path, capfdbinary: Any) -> None:
     command(run, "p", "--max-bytes", "9", "--stats")
     err = capfdbinary.readouterr().err.decode()
     assert all(f"head {head} " in err for head in (1, 2, 3))
-    assert "past" in err
-    assert "branch" in err
+    assert "lookup" in err
+    assert f"\ndecoded by {load(run).decoded_by}\n" in err
     assert err.endswith(f"plan: guesses; bytelm tune {run} measures this machine\n")
 
 
@@ -226,7 +232,7 @@ def test_statistics_tell_what_of_the_plan_was_measured_here(run: Path, tmp_path:
     shutil.copytree(run, copied)
     torch.set_num_threads(1)
     plan = DecodePlan(((10, StepCost((1, 4), (1.0, 1.0), 0.1)),), Calibration({"head 0 3": (3.0, 4.0)}))
-    place = write_plan(copied, plan, load(copied).model)
+    place = write_plan(copied, plan, load(copied, threads=1).decoder)
     value = json.loads(place.read_bytes())
     for device, told in (
         (value["key"]["device"], "as measured on such a machine"),
@@ -271,6 +277,76 @@ def test_a_device_that_is_not_there_is_refused(run: Path) -> None:
         command(run, "p", "--device", "warp")
 
 
+def test_a_machine_without_the_engine_decodes_through_torch_and_says_so(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+) -> None:
+    expected = load(run).generate("same", max_bytes=30).data
+    monkeypatch.setattr("bytelm.api.unavailable_reason", lambda: "no library was built")
+    command(run, "same", "--max-bytes", "30", "--json")
+    answer = json.loads(capfdbinary.readouterr().out)
+    threads = torch.get_num_threads()
+    facts = {"name": "torch", "isa": None, "precision": "float32", "threads": threads, "reason": "no library was built"}
+    assert (answer["engine"], answer["exact"]) == (facts, "rounding")
+    assert base64.b64decode(answer["bytes_base64"]) == expected
+    command(run, "same", "--max-bytes", "3", "--stats")
+    assert ", for no library was built\nplan: " in capfdbinary.readouterr().err.decode()
+    with pytest.raises(GenerationError, match="exact = 'bits' is the promise of the engine"):
+        command(run, "same", "--exact", "bits")
+    with pytest.raises(ConfigError, match="int8 needs the engine, and torch decodes here: no library was built"):
+        command(run, "same", "--precision", "int8")
+
+
+@pytest.mark.skipif(load_library() is None, reason="the engine was not built")
+def test_the_engine_decodes_in_the_kind_and_with_the_threads_that_were_asked_for(run: Path, capfdbinary: Any) -> None:
+    for precision in ("float32", "bfloat16", "int8"):
+        command(run, "x", "--max-bytes", "9", "--json", "--precision", precision, "--threads", "2", "--exact", "bits")
+        answer = json.loads(capfdbinary.readouterr().out)
+        facts = answer["engine"]
+        assert (facts["name"], facts["precision"], facts["threads"], facts["reason"]) == ("compiled", precision, 2, "")
+        assert facts["isa"]
+        assert answer["exact"] == "bits"
+
+
+@pytest.mark.skipif(load_library() is None, reason="the engine was not built")
+def test_a_generation_on_a_cpu_loads_nothing_that_it_does_not_need(run: Path) -> None:
+    code = f"""
+import sys
+from bytelm.cli.app import run
+code = run(["generate", {str(run)!r}, "x", "--max-bytes", "9", "--seed", "3", "--stop", "zz", "--device", "cpu"])
+print(code, *({{"torch", "pydantic", "rich", "tomli_w", "safetensors.torch"}} & set(sys.modules)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.splitlines()[-1].endswith("0"), found.stdout
+
+
+def test_values_that_are_plainly_right_are_what_typer_makes_of_them() -> None:
+    app = typer.Typer()
+    app.command("quick", cls=QuickCommand)(generate)
+    app.command("checked")(generate)
+    group: Any = typer.main.get_command(app)
+    words = ["run", "né", "--max-bytes", "7", "--temperature", "0.5", "--top-k", "3", "--stop", "a", "--stop", "b"]
+    words += ["--draft", "heads", "--prompt-file", "x y", "--threads", "2", "--top-p", "1", "--seed", "-5", "--utf8"]
+    for given in (words, ["run"], [*words, "--temperature", "1e-3"], [*words, "--max-bytes", "0"]):
+        quick, checked = (
+            group.commands[name].make_context(name, list(given), parent=None).params for name in ("quick", "checked")
+        )
+        assert quick == checked
+        assert {name: type(value) for name, value in quick.items()} == {k: type(v) for k, v in checked.items()}
+    for wrong in (
+        ["--max-bytes", "x"],
+        ["--slots", "0"],
+        ["--draft", "tree"],
+        ["--temperature", "warm"],
+        ["--threads"],
+    ):
+        messages = []
+        for name in ("quick", "checked"):
+            with pytest.raises(typer.TyperException) as caught:
+                group.commands[name].make_context(name, ["run", *wrong], parent=None)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+
+
 def test_marks_without_colours_tell_each_draft_apart(capfdbinary: Any) -> None:
     view = SafeText(marks=True)
     view.show(b"abc", (1, 2, 0))
@@ -306,7 +382,7 @@ def test_a_terminal_colours_bytes_by_the_head_that_drafted_them() -> None:
     colours = [piece.rpartition("m")[0] for piece in pieces]
     assert [piece.rpartition("m")[2] for piece in pieces] == ["a", "b", "é", "\n"] + [""] * (len(pieces) - 4)
     assert colours[0] == colours[2] != colours[1]
-    assert view.legend.plain == "chosen by the trunk, or drafted by head 1 2, by the text's own past"
+    assert view.legend.plain == "chosen by the trunk, or drafted by head 1 2, by prompt lookup"
 
 
 def test_ctrl_c_stops_and_still_sums_up(run: Path) -> None:

@@ -129,6 +129,19 @@ def test_every_variant_has_the_same_functions_and_shares_no_code() -> None:
 
 
 @compiled
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine has one instruction set")
+def test_the_processor_can_run_what_the_system_says_it_can(small: Path) -> None:
+    found = open_library(small, any_build=True)
+    assert isinstance(found, Library)
+    line = next(one for one in Path("/proc/cpuinfo").read_text().splitlines() if one.startswith("flags"))
+    flags = set(line.partition(":")[2].split())
+    avx2 = {"avx2", "fma"}
+    avx512 = avx2 | {"f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    needed = {"avx512vnni": avx512 | {"avx512_vnni"}, "avx512": avx512, "avx2": avx2, "plain": set()}
+    assert found.runnable == tuple(isa for isa in needed if needed[isa] <= flags)
+
+
+@compiled
 def test_every_variant_computes_the_same_bits_for_all_families_of_heads_and_kinds_of_matrices(tmp_path: Path) -> None:
     found = load_library()
     assert found is not None, unavailable_reason()

@@ -229,7 +229,7 @@ def test_bfloat16_weights_give_the_bits_of_float32_where_nothing_was_rounded() -
     config = settings("linear", 4)
     model = torch_model(config).bfloat16().float()
     numbers = [some_numbers(engine_from_torch(model, precision=kind), 1) for kind in ("float32", "bfloat16")]
-    np.testing.assert_array_equal(*numbers)
+    np.testing.assert_array_equal(numbers[0], numbers[1])
 
 
 def test_int8_is_near_float32() -> None:

@@ -1,0 +1,1 @@
+"""The decoders behind ``bytelm.decode``: one on torch, one through the compiled engine."""
