@@ -54,6 +54,8 @@ _PRIOR_WEIGHT: Final = 6.0
 
 _PRIOR_OF_MATCH: Final = ((4, 0.35), (6, 0.5), (8, 0.6), (12, 0.7), (16, 0.8), (24, 0.9), (32, 0.95), (64, 0.98))
 """Share of right bytes after a match of so many bytes, before anything was observed."""
+_PRIOR_AGAINST: Final = ((4, 0.15), (6, 0.2), (8, 0.25), (12, 0.3), (16, 0.4), (24, 0.5), (32, 0.6), (64, 0.7))
+"""The same where the head's best byte is another: the head is then likelier to be right than it is else."""
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class Candidate:
         path_probability: That it and all before it are right.
         kind: What it is counted under in the calibration, or None.
         lookup: What prompt lookup proposed here, with its kind; None where it proposed nothing.
+        against: Kind of that proposal where the head's best byte is another.
     """
 
     identifier: int
@@ -75,6 +78,7 @@ class Candidate:
     path_probability: float
     kind: str | None = None
     lookup: tuple[int, str] | None = None
+    against: str | None = None
 
 
 @dataclass(slots=True)
@@ -228,6 +232,10 @@ class Drafter:
         sampler = self._next_byte.sampler
         best = sampler.choose(logits_V[None], context.position)[0]
         log_probs_V = sampler.log_probs(logits_V[None])[0]
+        against = None
+        if guess is not None and best != looked_up:
+            against = f"{self._rule}against {_match_bin(guess[1])}"
+            weight = self._calibration.share(against, _prior_of_match(guess[1], _PRIOR_AGAINST))
 
         def mixed(identifier: int) -> float:
             """Prompt lookup is right with its weight; otherwise the head's distribution counts."""
@@ -249,7 +257,7 @@ class Drafter:
             probability **= _GREEDY_EXPONENT  # the trunk takes its highest byte more often than it would sample it
         probability = self._calibration.share(kind, min(max(probability, 1e-4), 0.999))
         source = LOOKUP if agree and math.exp(log_probs_V[best]) < weight else depth + 1
-        return Candidate(best, source, probability, path_probability * probability, kind, lookup)
+        return Candidate(best, source, probability, path_probability * probability, kind, lookup, against)
 
     def observe(self, draft: Sequence[Candidate], choices: Sequence[int], cost_of_heads: float) -> None:
         """Count what became of a draft.
@@ -272,6 +280,8 @@ class Drafter:
                 self._calibration.observe(candidate.kind, right=chosen == candidate.identifier)
             if candidate.lookup is not None:
                 self._calibration.observe(candidate.lookup[1], right=chosen == candidate.lookup[0])
+                if candidate.against is not None:
+                    self._calibration.observe(candidate.against, right=chosen == candidate.lookup[0])
 
 
 def select_drafts(
@@ -317,5 +327,5 @@ def _match_bin(length: int) -> int:
     return max(least for least, _ in _PRIOR_OF_MATCH if length >= least)
 
 
-def _prior_of_match(length: int) -> float:
-    return max(share for least, share in _PRIOR_OF_MATCH if length >= least)
+def _prior_of_match(length: int, priors: tuple[tuple[int, float], ...] = _PRIOR_OF_MATCH) -> float:
+    return max(share for least, share in priors if length >= least)

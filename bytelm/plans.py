@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PATH_OF_PLAN: Final = "decode.json"
 _FORMAT: Final = 2
-_KIND: Final = re.compile("(drawn )?((head|agree) [0-9]+ [0-9]+|past [0-9]+)")
+_KIND: Final = re.compile("(drawn )?((head|agree) [0-9]+ [0-9]+|(past|against) [0-9]+)")
 """Of drafts that a calibration counts."""
 
 

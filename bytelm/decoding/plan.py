@@ -36,8 +36,24 @@ class DecodePlan:
     shared: bool = False
 
     def cost_at(self, past: int) -> StepCost:
-        """Cost where so many bytes are before a step: that of the nearest number."""
-        return min(self.costs, key=lambda one: abs(one[0] - past))[1]
+        """Cost where so many bytes are before a step: a straight line between two numbers, else the nearest one."""
+        place = next((place for place, (own, _) in enumerate(self.costs) if own >= past), len(self.costs) - 1)
+        after, cost = self.costs[place]
+        before, nearer = self.costs[max(place - 1, 0)]
+        if place == 0 or after < past:
+            return cost
+        share = (past - before) / (after - before)
+
+        def between(one: float, other: float) -> float:
+            return one + share * (other - one)
+
+        rows = tuple(sorted({*nearer.rows, *cost.rows}))
+        return StepCost(
+            rows,
+            tuple(between(nearer.of(count), cost.of(count)) for count in rows),
+            between(nearer.head, cost.head),
+            between(nearer.sequence, cost.sequence),
+        )
 
 
 def prior_plan(

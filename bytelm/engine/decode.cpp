@@ -445,6 +445,8 @@ BL_API int BL_EXPORT(decoder_calibration)(const Decoder* d, Calibration* out) {
 BL_API int BL_EXPORT(decoder_set_calibration)(Decoder* d, const Calibration* calibration) {
   if (!d || !calibration || !valid(calibration)) return WRONG_ARGUMENT;
   d->calibration = *calibration;
+  // Branches begin without knowledge: a decoder that is used again drafts as a new one.
+  memset(d->branch, 0, sizeof d->branch), memset(d->behind, 0, sizeof d->behind);
   return OK;
 }
 

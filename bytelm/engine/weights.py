@@ -202,7 +202,11 @@ def engine_if_possible(model: "ByteLM") -> Engine | None:
         ConfigError: BYTELM_ENGINE asks for what is not there.
         GenerationError: There is not enough memory.
     """
-    if model.embedding.device.type != "cpu" or load_library() is None:
+    import torch
+
+    # A model that is split among processes has no weights of its own to copy.
+    whole = all(type(parameter.detach()) is torch.Tensor for parameter in model.parameters())
+    if not whole or model.embedding.device.type != "cpu" or load_library() is None:
         return None
     threads = choose_decoding_threads(matrix_parameters(model.config, model.heads_config))
     return engine_from_torch(model, threads=threads)

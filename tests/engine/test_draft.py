@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bytelm.drafting import StepCost
+from bytelm.decoding.plan import DecodePlan
+from bytelm.drafting import Calibration, StepCost
 from bytelm.engine import CostTable
 from bytelm.engine.library import load_library, unavailable_reason
 
@@ -94,17 +95,17 @@ def _table(draw: random.Random) -> tuple[CostTable, dict[int, StepCost]]:
     return table, costs
 
 
-def _nearest(costs: dict[int, StepCost], past: int) -> StepCost:
-    return costs[min(costs, key=lambda one: abs(one - past))]
+def _at(costs: dict[int, StepCost], past: int) -> StepCost:
+    return DecodePlan(tuple(costs.items()), Calibration()).cost_at(past)
 
 
-def test_costs_are_straight_lines_between_their_entries_at_the_nearest_past() -> None:
+def test_costs_are_straight_lines_between_their_entries() -> None:
     call = _call("cost_test", c_double, POINTER(CostTable), c_int32, c_int32, c_int32)
     draw = random.Random(2)
     for _ in range(200):
         table, costs = _table(draw)
         past, rows, sequences = draw.randrange(6000), draw.randrange(1, 60), draw.randrange(1, 9)
-        wanted = _nearest(costs, past).of(rows, sequences)
+        wanted = _at(costs, past).of(rows, sequences)
         assert call(ctypes.byref(table), past, rows, sequences) == pytest.approx(wanted, rel=1e-12)
 
 
@@ -115,7 +116,7 @@ def test_the_planner_takes_the_nodes_that_are_worth_most_of_all_sequences_togeth
         past, rate, chains = draw.randrange(6000), draw.choice((0.05, 0.3, 1.0)), list[list[float]]()
         for _ in range(draw.randrange(1, 4)):
             chains.append(sorted((draw.random() ** 2 for _ in range(draw.randrange(0, 9))), reverse=True))
-        cost, count = _nearest(costs, past), len(chains)
+        cost, count = _at(costs, past), len(chains)
 
         def value(
             taken: tuple[int, ...], chains: list[list[float]] = chains, cost: StepCost = cost, rate: float = rate
