@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from bytelm.arithmetic_coding import Coded, RangeDecoder, RangeEncoder, decode, encode, shares
 from bytelm.config import HeadFamily, RunConfig
+from bytelm.engine.library import load_library, unavailable_reason
+from bytelm.engine.weights import engine_from_torch
 from bytelm.evaluate import bits_per_byte
 from bytelm.model import ByteLM
 
@@ -93,6 +95,17 @@ def test_documents_come_back_whatever_the_window(family: HeadFamily, context: in
     assert decode(model, coded, context_bytes=context, stride=stride) == documents
     found = bits_per_byte(model, documents, context_bytes=context, stride=stride)
     assert len(coded.payload) == pytest.approx((found.by_head[0] or 0.0) * found.scored_bytes / 8, abs=2)
+
+
+@pytest.mark.skipif(load_library() is None, reason=unavailable_reason())
+@pytest.mark.parametrize("family", ["linear", "causal"])
+def test_the_engine_codes_too(family: HeadFamily) -> None:
+    model = tiny_model(family)
+    engine = engine_from_torch(model)
+    documents = [random.Random(0).randbytes(200), b"", "Grüße, 世界".encode()]
+    coded = encode(engine, documents, context_bytes=48, stride=20)
+    assert decode(engine, coded, context_bytes=48, stride=20) == documents
+    assert abs(len(coded.payload) - len(encode(model, documents, context_bytes=48, stride=20).payload)) <= 1
 
 
 @pytest.mark.slow
