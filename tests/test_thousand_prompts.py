@@ -14,7 +14,11 @@ import torch
 import bytelm
 from bytelm.config import HeadsConfig, ModelConfig
 from bytelm.decode import DecodePlan, Request, decode_batch, prior_plan
+from bytelm.decoding.engine_decode import prior_plan as engine_plan
 from bytelm.drafting import DraftPolicy
+from bytelm.engine import Engine
+from bytelm.engine.library import load_library, unavailable_reason
+from bytelm.engine.weights import engine_from_torch
 from bytelm.generation import GenerateSettings
 from bytelm.model import ByteLM
 from bytelm.pairs import fit_pairs
@@ -79,10 +83,17 @@ def requests(draft: DraftPolicy) -> list[Request]:
     return found
 
 
-def outputs(draft: DraftPolicy, slots: int) -> tuple[list[bytes], int]:
+@functools.cache
+def engine() -> Engine:
+    return engine_from_torch(trained()[0])
+
+
+def outputs(draft: DraftPolicy, slots: int, decoder: "ByteLM | Engine | None" = None) -> tuple[list[bytes], int]:
     model, plan = trained()
     found, steps = [b""] * PROMPTS, 0
-    for index, step in decode_batch(model, requests(draft), context_bytes=CONTEXT, slots=slots, tuned=plan):
+    if isinstance(decoder, Engine):
+        plan = engine_plan(decoder, plan.pairs)
+    for index, step in decode_batch(decoder or model, requests(draft), context_bytes=CONTEXT, slots=slots, tuned=plan):
         found[index] += step.data
         steps += 1
     return found, steps
@@ -94,6 +105,23 @@ def plain() -> list[bytes]:
     assert steps >= sum(map(len, found))
     assert len(set(found)) > PROMPTS // 2, "the model says the same to every prompt: the test would see no error"
     return found
+
+
+@functools.cache
+def plain_of_engine() -> list[bytes]:
+    return outputs("none", 1, engine())[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(load_library() is None, reason=unavailable_reason())
+@pytest.mark.xdist_group("thousand prompts")
+@pytest.mark.parametrize("slots", [1, 3, 8])
+@pytest.mark.parametrize("draft", ["none", "heads", "ngram", "adaptive"])
+def test_through_the_engine_a_thousand_prompts_get_the_bytes_of_plain_decoding(draft: DraftPolicy, slots: int) -> None:
+    found, steps = outputs(draft, slots, engine())
+    assert found == plain_of_engine()
+    if draft in ("heads", "adaptive"):
+        assert steps < 0.8 * sum(map(len, found))
 
 
 @pytest.mark.slow

@@ -115,6 +115,23 @@ def test_bytes_are_those_of_the_specification(family: str) -> None:
             assert draft != "none" or set(found.sources) <= {0}
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_prompts_get_the_specified_bytes_greedily_and_sampled(count: int) -> None:
+    model = torch_model("linear", 8, "model.ngram_sizes=[2]", "model.ngram_rows=40", "model.ngram_width=8")
+    engine, exact, source = engine_of(model), model.double(), random.Random(count)
+    requests = [
+        Request(
+            source.randbytes(source.choice((0, 1, 5, 20, CONTEXT - 1, CONTEXT, CONTEXT + 9))),
+            GenerateSettings(max_bytes=24, sequence=number, temperature=0.9 * (number % 2)),
+        )
+        for number in range(count)
+    ]
+    expected = [specified_bytes(exact, one.prompt, one.settings, context_bytes=CONTEXT)[0] for one in requests]
+    for slots in (1, 7):
+        found = together(engine, requests, slots)
+        assert [b"".join(step.data for step in steps) for steps in found] == expected
+
+
 @pytest.mark.parametrize("heads", [1, 2, 9, 32])
 def test_any_number_of_heads_drafts_without_changing_a_byte(heads: int) -> None:
     engine = engine_of(torch_model("linear", heads))
