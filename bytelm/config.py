@@ -134,6 +134,12 @@ class HeadsConfig(_Section):
         le=1,
         description="weight of each head in the loss over that of the head before it: 1 is constant, 0.8 decays",
     )
+    row_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of a batch's bytes from which heads 1 to K - 1 learn; head 0 learns from all",
+    )
     curriculum: Curriculum = Field(
         default="none",
         description="heads that learn over the budget: all, forward from one to all of them, or reverse",

@@ -38,10 +38,12 @@ class PredictionHeads(nn.Module, abc.ABC):
         vocabulary_size: V.
         order: The heads in the order in which they are computed.
         chained: Whether a head's state is made from that of the head before it in ``order``, and not from the trunk's.
+        row_by_row: Whether a row of a head's state is made from that row alone: the head does not attend.
         cache_layers: Layers that the heads take in a cache.
     """
 
     chained = False
+    row_by_row = True
     cache_layers = 0
 
     def __init__(
@@ -95,9 +97,14 @@ class PredictionHeads(nn.Module, abc.ABC):
         left_out = {id(parameter) for layer in others if layer is not None for parameter in layer.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in left_out]
 
-    def uses(self, module: nn.Module) -> int:
-        """How often all heads together compute with one of their matrices or attention layers."""
-        return self.count if module is self.get_submodule("unembedding") else 1
+    def uses(self, module: nn.Module, row_share: float = 1.0) -> float:
+        """How often all heads together compute with one of their matrices or attention layers, for each row.
+
+        Args:
+            module: Theirs.
+            row_share: Of the rows, that heads 1 … K - 1 are computed for.
+        """
+        return 1.0 + (self.count - 1) * row_share if module is self.get_submodule("unembedding") else 1.0
 
     def states(
         self, hidden_BTD: Tensor, shared: Pass | None, wanted: range, row_B: Tensor | None = None
@@ -190,10 +197,9 @@ class LinearHeads(PredictionHeads):
         del first_layer
         self.unembedding = Linear(model.d_model, self.count * self.vocabulary_size)
 
-    def uses(self, module: nn.Module) -> int:
-        """See ``PredictionHeads``."""
-        del module
-        return 1
+    def uses(self, module: nn.Module, row_share: float = 1.0) -> float:
+        """See ``PredictionHeads``; one matrix holds all heads."""
+        return super().uses(module, row_share) / self.count
 
     def head_state(
         self, head: int, before_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None
@@ -232,6 +238,10 @@ class MLPHeads(PredictionHeads):
         self.layers = nn.ModuleList(Linear(model.d_model, model.d_model) for _ in range(self.count))
         self.unembedding = Linear(model.d_model, self.vocabulary_size)
 
+    def uses(self, module: nn.Module, row_share: float = 1.0) -> float:
+        """See ``PredictionHeads``."""
+        return row_share if module in set(self.layers[1:]) else super().uses(module, row_share)
+
     def own_layer(self, head: int) -> nn.Module:
         """See ``PredictionHeads``."""
         return self.layers[head]
@@ -259,6 +269,7 @@ class TransformerHeads(PredictionHeads):
         Gloeckle et al. 2024, arXiv 2404.19737, section 2.
     """
 
+    row_by_row = False
     layers_of_its_own = True
 
     def _build(self, model: ModelConfig, first_layer: int) -> None:
@@ -363,10 +374,9 @@ class SharedHeads(CausalHeads):
         super()._build(model, first_layer)
         self.depth_embedding = nn.Parameter(torch.zeros(self.count, model.d_model))
 
-    def uses(self, module: nn.Module) -> int:
-        """See ``PredictionHeads``."""
-        del module
-        return self.count
+    def uses(self, module: nn.Module, row_share: float = 1.0) -> float:
+        """See ``PredictionHeads``; its layer is computed for all rows, whatever the share."""
+        return super().uses(module, row_share) if module is self.unembedding else self.count
 
     def head_state(
         self, head: int, before_BTD: Tensor, shared: Pass | None = None, row_B: Tensor | None = None

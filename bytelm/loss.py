@@ -154,6 +154,26 @@ class _Rule:
         """Loss of some heads, and the cross-entropy of each summed over its valid targets (k), in float32."""
         some = slice(heads.start, heads.stop)
         targets, valid_BTk = self.batch.targets_BTK[..., some], self.batch.valid_BTK[..., some]
+        return self._summed(logits_BTkV, targets, valid_BTk, some)
+
+    def of(self, heads: PredictionHeads, head: int, state_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of one head, from its state, over the rows that it learns from."""
+        if not heads.row_by_row:
+            state_BTD = self.rows(head, state_BTD)
+        targets, valid_BTK = self.rows(head, self.batch.targets_BTK), self.rows(head, self.batch.valid_BTK)
+        some = slice(head, head + 1)
+        return self._summed(heads.unembed(head, state_BTD).unsqueeze(2), targets[..., some], valid_BTK[..., some], some)
+
+    def given(self, heads: PredictionHeads, head: int, before_BTD: Tensor) -> Tensor:
+        """What a head needs of the state that it reads: the rows that it learns from, or all where it attends."""
+        return self.rows(head, before_BTD) if heads.row_by_row else before_BTD
+
+    def rows(self, head: int, states_BT: Tensor) -> Tensor:
+        """The rows that a head learns from, as (1, R, …), of anything whose first dimensions are B, T."""
+        rows_R = self.batch.draft_rows_R
+        return states_BT if head == 0 or rows_R is None else states_BT.flatten(0, 1)[rows_R].unsqueeze(0)
+
+    def _summed(self, logits_BTkV: Tensor, targets: Tensor, valid_BTk: Tensor, some: slice) -> tuple[Tensor, Tensor]:
         flat = logits_BTkV.float().flatten(0, -2)
         nats_BTk = F.cross_entropy(flat, targets.flatten(), reduction="none").view(valid_BTk.shape) * valid_BTk
         nats_k = penalised_k = nats_BTk.sum((0, 1))
@@ -162,18 +182,24 @@ class _Rule:
             penalised_k = nats_k + self.z_loss * squares_BTk.sum((0, 1))
         return (penalised_k * self.scale_K[some]).sum(), nats_k
 
-    def of(self, heads: PredictionHeads, head: int, state_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of one head, from its state."""
-        return self(heads.unembed(head, state_BTD).unsqueeze(2), range(head, head + 1))
-
 
 def _fused(heads: LinearHeads, hidden_BTD: Tensor, rule: _Rule) -> tuple[Tensor, Tensor]:
-    count = len(rule.active)
-    states_ND = heads.norm(hidden_BTD).flatten(0, 1)
-    targets_NK = rule.batch.targets_BTK[..., :count].flatten(0, 1)
-    scale_NK = (rule.batch.valid_BTK[..., :count] * rule.scale_K[:count]).flatten(0, 1)
-    weight = heads.unembedding.weight[: count * heads.vocabulary_size]
-    return linear_heads_loss(states_ND, weight, targets_NK, scale_NK, rule.z_loss)
+    count, size = len(rule.active), heads.vocabulary_size
+    normed_BTD = heads.norm(hidden_BTD)
+    scale_BTK = rule.batch.valid_BTK * rule.scale_K
+
+    def part(some: slice) -> tuple[Tensor, Tensor]:
+        """Heads that learn from the same rows."""
+        states_ND, targets_NK, scale_NK = (
+            rule.rows(some.start, one).flatten(0, 1) for one in (normed_BTD, rule.batch.targets_BTK, scale_BTK)
+        )
+        weight = heads.unembedding.weight[some.start * size : some.stop * size]
+        return linear_heads_loss(states_ND, weight, targets_NK[:, some], scale_NK[:, some], rule.z_loss)
+
+    if rule.batch.draft_rows_R is None or count == 1:
+        return part(slice(0, count))
+    (loss, nats_1), (more_loss, nats_k) = part(slice(0, 1)), part(slice(1, count))
+    return loss + more_loss, torch.cat((nats_1, nats_k))
 
 
 def _checkpointed(
@@ -182,7 +208,7 @@ def _checkpointed(
     """Each head computed again in the backward pass; of a chain, one state a head stays."""
 
     def run(head: int, before_BTD: Tensor) -> tuple[Tensor, ...]:
-        state_BTD = heads.head_state(head, before_BTD, shared)
+        state_BTD = heads.head_state(head, rule.given(heads, head, before_BTD), shared)
         return (state_BTD, *rule.of(heads, head, state_BTD)) if head in rule.active else (state_BTD,)
 
     losses, nats = [], {}
@@ -239,7 +265,7 @@ class _SequentialHeads(_Sequential):
         total = _Total(wanted)
         for head in rule.active:
             with torch.enable_grad():
-                loss, nats_1 = rule.of(heads, head, heads.head_state(head, hidden_BTD, shared))
+                loss, nats_1 = rule.of(heads, head, heads.head_state(head, rule.given(heads, head, hidden_BTD), shared))
             total.add_head(head, loss, nats_1)
             if loss.requires_grad:  # not of a head that is frozen
                 total.add(torch.autograd.grad(loss, wanted, allow_unused=True))

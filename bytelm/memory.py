@@ -29,7 +29,7 @@ from bytelm.fine_tuning import freeze
 from bytelm.loss import multi_byte_loss
 from bytelm.model import ByteLM
 from bytelm.optim import make_optimizer, optimizer_tensors
-from bytelm.packing import plain_batch
+from bytelm.packing import plain_batch, with_draft_rows
 from bytelm.ranks import ALONE, Ranks, Share
 
 _BESIDE: Final = {"cpu": (0.3e9, 1.6), "cuda": (0.0, 1.1)}
@@ -130,7 +130,10 @@ def trace_real_step(config: RunConfig, device: torch.device, *, bfloat16: bool) 
         state = alive.bytes - weights - averages
         width = config.model.ids_for(config.data.window_bytes) + config.heads.count
         windows_BW = torch.zeros(settings.batch_windows, width, dtype=torch.uint8, device=device)
-        micro_batches = [plain_batch(windows_BW, config.heads.count) for _ in range(settings.accumulation)]
+        micro_batches = [
+            with_draft_rows(plain_batch(windows_BW, config.heads.count), config.heads.row_share, turn)
+            for turn in range(settings.accumulation)
+        ]
         with alive.watched_gradients(model):
             alive.begin()
             for batch in micro_batches[:2]:  # the second one meets the gradients of the first; a third one no more

@@ -198,8 +198,9 @@ class ByteLM(nn.Module):
         operations = 0.0
         of_trunk = 3.0 if training and self.embedding.requires_grad else 1.0
         of_the_rest = 3.0 if training else 1.0
+        row_share = self.heads_config.row_share if training else 1.0
         for module in self.modules():
-            uses = of_the_rest * self.heads.uses(module) if module in of_heads else of_trunk
+            uses = of_the_rest * self.heads.uses(module, row_share) if module in of_heads else of_trunk
             if isinstance(module, Linear):
                 operations += uses * 2.0 * module.weight.numel()
             elif isinstance(module, Attention):

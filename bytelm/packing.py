@@ -8,13 +8,17 @@ document behind it; predicted, it ends the one in front. Where pieces of neither
 Shapes: B windows, W = T + K ids of a window, T inputs, K prediction heads, N boundaries.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bytelm.vocab import EOD
+
+_GOLDEN: Final = 0.5 * (math.sqrt(5.0) - 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +32,15 @@ class PackedBatch:
         documents_BT: Number of the piece of each input, int32, non-decreasing in each row; an ``EOD`` slot belongs to
             the document that it begins, or else to the one that it ends. None where no boundary lies inside any
             window: each row is one document.
+        draft_rows_R: Rows of B · T, int64, ascending, from which heads 1 … K - 1 learn; their targets of other rows
+            are not valid. None for all.
     """
 
     inputs_BT: Tensor
     targets_BTK: Tensor
     valid_BTK: Tensor
     documents_BT: Tensor | None
+    draft_rows_R: Tensor | None = None
 
 
 def pack(
@@ -114,6 +121,36 @@ def plain_batch(ids_BW: Tensor, prediction_heads: int) -> PackedBatch:
     """
     inputs_BT, targets_BTK = _views(ids_BW.long(), prediction_heads)
     return PackedBatch(inputs_BT, targets_BTK, torch.ones_like(targets_BTK, dtype=torch.bool), None)
+
+
+def with_draft_rows(batch: PackedBatch, share: float, turn: int) -> PackedBatch:
+    """The same batch, of which heads 1 … K - 1 learn from a share of the rows alone, evenly spread.
+
+    Far heads need fewer rows than head 0 to become as good drafters as they can be, and every row costs time. The
+    rows move with each batch, so that no place in a window is left out.
+
+    Args:
+        batch: Any.
+        share: Of the rows B · T, in (0, 1]; 1 gives the batch itself.
+        turn: Number of the batch in the training: it decides where the rows begin, nothing else is random.
+
+    Example:
+        >>> batch = plain_batch(torch.arange(9).unsqueeze(0), prediction_heads=2)
+        >>> with_draft_rows(batch, 0.5, turn=0).draft_rows_R
+        tensor([0, 2, 4, 6])
+    """
+    if share == 1.0 or batch.valid_BTK.shape[2] == 1:
+        return batch
+    count = batch.inputs_BT.numel()
+    # Multiples of the golden ratio fill the gap between two rows evenly, whenever one stops.
+    first = turn * _GOLDEN % 1.0
+    rows = ((np.arange(math.ceil(count * share)) + first) / share).astype(np.int64)
+    rows_R = torch.from_numpy(rows[rows < count]).to(batch.inputs_BT.device)
+    chosen_BT = torch.zeros_like(batch.inputs_BT, dtype=torch.bool)
+    chosen_BT.view(-1)[rows_R] = True
+    valid_BTK = batch.valid_BTK.clone()
+    valid_BTK[..., 1:] &= chosen_BT.unsqueeze(-1)
+    return replace(batch, valid_BTK=valid_BTK, draft_rows_R=rows_R)
 
 
 def _views(ids_BW: Tensor, prediction_heads: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from bytelm.loss import TrainOutput, multi_byte_loss
 from bytelm.memory import out_of_memory_named
 from bytelm.model import ByteLM
 from bytelm.optim import set_learning_rate
-from bytelm.packing import PackedBatch
+from bytelm.packing import PackedBatch, with_draft_rows
 from bytelm.split_tensors import whole
 from bytelm.token_packing import pack_batch
 
@@ -37,9 +37,10 @@ class Learnt:
 def load(job: Job) -> list[PackedBatch]:
     """The micro-batches of the next step that are this rank's."""
     micro_batches = []
-    for _ in range(job.share.micro_batches):
-        batch = next(job.loader)
-        micro_batches.append(pack_batch(batch, job.config, job.model.vocabulary, job.device))
+    for place in range(job.share.micro_batches):
+        batch = pack_batch(next(job.loader), job.config, job.model.vocabulary, job.device)
+        turn = job.state.step * job.share.micro_batches + place
+        micro_batches.append(with_draft_rows(batch, job.config.heads.row_share, turn))
     return micro_batches
 
 

@@ -15,7 +15,7 @@ from bytelm.errors import ConfigError
 from bytelm.heads import FAMILIES
 from bytelm.loss import head_weights, multi_byte_loss
 from bytelm.model import ByteLM
-from bytelm.packing import PackedBatch, pack, plain_batch
+from bytelm.packing import PackedBatch, pack, plain_batch, with_draft_rows
 from bytelm.vocab import VOCABULARY_SIZE
 
 CONFIG = ModelConfig(d_model=32, layers=2, attention_heads=4, kv_heads=2, d_ff=48, attention_pattern=("global",))
@@ -199,7 +199,8 @@ def test_two_micro_batches_with_the_counts_of_both_equal_one_batch(family: HeadF
     expected = gradients(model, whole.loss)
     total, loss, summed = whole.valid_count_K, 0.0, {name: torch.zeros_like(grad) for name, grad in expected.items()}
     for row in range(2):
-        part = PackedBatch(*(getattr(batch, field.name)[row : row + 1] for field in dataclasses.fields(batch)))
+        own = slice(row, row + 1)
+        part = PackedBatch(batch.inputs_BT[own], batch.targets_BTK[own], batch.valid_BTK[own], batch.documents_BT[own])
         output = multi_byte_loss(model, part, backward=backward, counts_K=total)
         loss += output.loss.item()
         for name, gradient in gradients(model, output.loss).items():
@@ -207,6 +208,57 @@ def test_two_micro_batches_with_the_counts_of_both_equal_one_batch(family: HeadF
     assert loss == pytest.approx(whole.loss.item(), rel=1e-5)
     for name, gradient in expected.items():
         torch.testing.assert_close(summed[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+# Draft heads on a share of the rows
+
+
+@pytest.mark.parametrize("backward", ["naive", *MODES])
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_draft_heads_on_a_share_of_the_rows_are_the_formula_over_those_rows(
+    family: HeadFamily, backward: BackwardMode
+) -> None:
+    model, batch = new_model(family), with_draft_rows(some_batch(), 0.3, turn=5)
+    assert batch.draft_rows_R is not None
+    chosen = torch.zeros(batch.inputs_BT.numel(), dtype=torch.bool)
+    chosen[batch.draft_rows_R] = True
+    logits, terms = model(batch.inputs_BT, batch.documents_BT), []
+    for head in range(HEADS):
+        counts = some_batch().valid_BTK[..., head]
+        if head:
+            counts = counts & chosen.view_as(counts)
+        terms.append(F.cross_entropy(logits[:, :, head][counts], batch.targets_BTK[..., head][counts]))
+    output = multi_byte_loss(model, batch, backward=backward)
+    torch.testing.assert_close(output.bits_per_byte_K * math.log(2), torch.stack(terms).detach())
+    expected = gradients(model, torch.stack(terms).sum())
+    for name, gradient in gradients(model, output.loss).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_draft_rows_are_evenly_spread_and_every_row_has_its_turn() -> None:
+    batch, seen = some_batch(), set[int]()
+    for turn in range(40):
+        rows = with_draft_rows(batch, 0.25, turn).draft_rows_R
+        assert rows is not None
+        assert len(rows) in {19, 20}
+        assert set(rows.diff().tolist()) == {4}
+        seen |= set(rows.tolist())
+    assert seen == set(range(80))
+
+
+def test_a_whole_share_or_one_head_leaves_the_batch_as_it_is() -> None:
+    assert with_draft_rows(some_batch(), 1.0, turn=3).draft_rows_R is None
+    assert with_draft_rows(some_batch(count=1), 0.5, turn=3).draft_rows_R is None
+
+
+@pytest.mark.parametrize("backward", ["naive", *MODES])
+def test_a_batch_may_have_no_row_for_the_draft_heads(backward: BackwardMode) -> None:
+    model, batch = new_model("mlp"), with_draft_rows(some_batch(), 1e-3, turn=1)
+    assert batch.draft_rows_R is not None
+    assert len(batch.draft_rows_R) == 0
+    output = multi_byte_loss(model, batch, backward=backward)
+    assert output.valid_count_K.tolist() == [batch.valid_BTK[..., 0].sum(), 0, 0]
+    assert all(gradient.isfinite().all() for gradient in gradients(model, output.loss).values())
 
 
 # Weights of heads, and what is added to their loss
