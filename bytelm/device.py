@@ -44,6 +44,18 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
+def multiplies_bfloat16(device: "torch.device") -> bool:
+    """Whether a device multiplies bfloat16 itself: a CPU with AVX-512 BF16 or AMX, a GPU whose driver says so."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
 def means_cpu(name: str) -> bool:
     """Whether a setting means the CPU; torch is asked only where there may be another device.
 

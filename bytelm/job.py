@@ -23,7 +23,7 @@ from bytelm.compiling import choose_compile, compile_layers, eagerly
 from bytelm.config import PATH_OF_CONFIG, RunConfig, TrainConfig
 from bytelm.corpora import Corpora, Given, open_corpora
 from bytelm.data.batches import BatchLoader
-from bytelm.device import choose_device
+from bytelm.device import choose_device, multiplies_bfloat16
 from bytelm.distributed import SharedModel, choose_parallel, own_device
 from bytelm.fine_tuning import begin_with, check_source, freeze, read_source
 from bytelm.memory import refuse_too_large
@@ -323,12 +323,7 @@ def choose_precision(train: TrainConfig, device: torch.device) -> PrecisionUsed:
     """
     if train.precision != "auto":
         return train.precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":
-        able: Mapping[str, Any] = torch.cpu.get_capabilities()
-        return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
-    return "float32"
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -11,15 +11,18 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bytelm.config import TrainConfig
 from bytelm.errors import CheckpointError
+from bytelm.muon import Muon
 from bytelm.split_tensors import part_of
 
 _UNEMBEDDING: Final = "unembedding"
 _STATE_OF: Final[dict[type[torch.optim.Optimizer], frozenset[str]]] = {
     torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
     torch.optim.Muon: frozenset({"momentum_buffer"}),
+    Muon: frozenset({"momentum_buffer"}),
 }
 """What each optimizer keeps of a parameter."""
 
@@ -78,15 +81,14 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
         taken = {id(matrix) for matrix in hidden}
         matrices = [matrix for matrix in matrices if id(matrix) not in taken]
         if hidden:
-            parts.append(
-                torch.optim.Muon(
-                    hidden,
-                    lr=train.learning_rate,
-                    weight_decay=train.weight_decay,
-                    momentum=train.muon_momentum,
-                    adjust_lr_fn="match_rms_adamw",
+            rate, decay, momentum = train.learning_rate, train.weight_decay, train.muon_momentum
+            if any(isinstance(matrix, DTensor) for matrix in hidden):  # parts of matrices cannot be stacked
+                slow = torch.optim.Muon(
+                    hidden, lr=rate, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
                 )
-            )
+                parts.append(slow)
+            else:
+                parts.append(Muon(hidden, lr=rate, weight_decay=decay, momentum=momentum))
     groups = [
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -10,6 +10,7 @@ from torch import nn
 from bytelm.config import RunConfig, TrainConfig
 from bytelm.errors import CheckpointError
 from bytelm.model import ByteLM
+from bytelm.muon import Muon, orthogonalised
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 
 TRAIN = TrainConfig(learning_rate=0.01, weight_decay=0.5)
@@ -146,6 +147,41 @@ def test_muon_takes_the_steps_of_its_papers(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=0.1 * moved)
 
 
+def test_muon_over_many_matrices_takes_the_steps_of_torch() -> None:
+    torch.manual_seed(2)
+    shapes = [(24, 8), (8, 24), (16, 16), (24, 8), (8, 8)]
+    ours, theirs = ([torch.randn(shape).requires_grad_() for shape in shapes] for _ in range(2))
+    optimizers = (
+        Muon(ours, lr=0.01, weight_decay=0.5, momentum=0.9),
+        torch.optim.Muon(theirs, lr=0.01, weight_decay=0.5, momentum=0.9, adjust_lr_fn="match_rms_adamw"),
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        other.data.copy_(one.data)
+    for step in range(4):
+        for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            one.grad = None if place == step else torch.randn(one.shape)  # a frozen or unused matrix stays as it is
+            other.grad = None if one.grad is None else one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=5e-4 * (step + 1))  # torch keeps two digits of 2e-3
+    for one, other in zip(ours, theirs, strict=True):
+        kept = (
+            optimizer.state[matrix]["momentum_buffer"]
+            for optimizer, matrix in zip(optimizers, (one, other), strict=True)
+        )
+        torch.testing.assert_close(*kept, rtol=1e-6, atol=1e-7)
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(3)) * torch.tensor([1e-3, 1.0, 1e3]).view(
+        3, 1, 1
+    )
+    values = torch.linalg.svdvals(orthogonalised(matrices).float())
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
 def test_a_step_of_muon_is_as_large_as_one_of_adamw_whatever_the_shape() -> None:
     for shape in ((64, 256), (256, 64), (128, 128)):
         layer = nn.Linear(shape[1], shape[0], bias=False)
@@ -162,7 +198,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest_with_its_own_decay() 
         config = RunConfig.build("tiny", [f"heads.family={family}", "heads.count=2"])
         model = ByteLM(config.model, config.heads)
         muon, adamw = make_optimizer(model, MUON).parts
-        assert isinstance(muon, torch.optim.Muon)
+        assert isinstance(muon, Muon)
         assert isinstance(adamw, torch.optim.AdamW)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         hidden = {names[id(parameter)] for parameter in muon.param_groups[0]["params"]}
