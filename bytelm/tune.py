@@ -1,7 +1,8 @@
 """Measure what drafts cost and what they are worth here, for the plan that is kept beside the run (``bytelm.plans``).
 
     pairs          a correction of the draft heads by the two bytes before, fitted to held-out bytes (``bytelm.pairs``)
-    cost           seconds of a step by its rows and by the bytes before it, of a draft head, of one more sequence
+    cost           seconds of a step by its rows and by the bytes before it, of a draft head, of one more sequence;
+                   corrected by what the steps of the plan that follows from it really take
     calibration    how often drafts of each kind were right, on held-out bytes, greedy and sampled
     check          bytes per second as predicted from these, against those of another decoding: within 10 %
 
@@ -40,6 +41,7 @@ _TRUSTED: Final = 40.0
 """Drafts of a kind that count at most: what the present text shows must be able to say otherwise."""
 _TIMED_BYTES: Final = 24
 """Of each continuation that tells costs: about as short as what a pass is timed by, so that neighbours disturb both."""
+_PLANNED_PROMPTS: Final = 24
 _ROUNDS_S: Final = 30.0
 """Of timing passes and steps, about; slow models have fewer rounds."""
 _FEWEST_ROUNDS: Final = 3
@@ -113,14 +115,16 @@ def tune(
     first = [*_in_turn(prompts[::2] for prompts in kinds.values())]
     run = _Run(model, context_bytes)
     say("timing passes and steps")
-    costs = _step_costs(run, first, repeats, pairs)
+    costs, beyond = _step_costs(run, first, repeats, pairs)
     say("decoding held-out text to calibrate")
     deep = DecodePlan(((0, _DEEP),), Calibration(), pairs)
     counted = [_Decoded.after(deep) for _ in range(2)]
     for prompt in first:
         for done, temperature in zip(counted, (0.0, _SAMPLED_AT), strict=True):
             run.add(done, [prompt], deep, max_bytes=max_bytes, draft="adaptive", temperature=temperature)
-    plan = DecodePlan(costs, _merged(*(done.calibration for done in counted)), pairs)
+    calibration = _merged(*(done.calibration for done in counted))
+    say("timing steps as they are planned")
+    plan = DecodePlan(_costs_as_planned(run, first, costs, beyond, calibration, pairs, max_bytes), calibration, pairs)
     checks = []
     for kind, prompts in kinds.items():
         say(f"checking on {kind}")
@@ -294,8 +298,10 @@ def _in_turn(lists: Iterable[Sequence[bytes]]) -> Iterable[bytes]:
 # Costs and their check ----------------------------------------------------------------------------------------------
 
 
-def _step_costs(run: _Run, prompts: Sequence[bytes], repeats: int, pairs: PairCorrection | None) -> Costs:
-    """Costs of passes, and what stands beside them: of every step, of a draft, of a head, of a sequence."""
+def _step_costs(
+    run: _Run, prompts: Sequence[bytes], repeats: int, pairs: PairCorrection | None
+) -> tuple[Costs, tuple[float, float]]:
+    """Costs of passes, with what every step and every sequence takes besides; and what a row and a head take."""
     timer = PassTimer(run.model, context_bytes=run.context_bytes)
     plan = DecodePlan(((0, _DEEP),), Calibration(), pairs)
     plain, several, *drafted = (_Decoded.after(plan) for _ in range(5))
@@ -318,7 +324,37 @@ def _step_costs(run: _Run, prompts: Sequence[bytes], repeats: int, pairs: PairCo
     slow = [_ratio(one.seconds, one.table_seconds(costs)) for one in plain.timed]
     row, head = _beyond(drafted, slow, costs, [lambda step: step.rows - 1, lambda step: step.asked])
     (sequence,) = _beyond([several], slow, costs, [lambda _: (SIDE_BY_SIDE - 1) / SIDE_BY_SIDE])
-    return _more(costs, row=row, head=head, sequence=sequence)
+    return _more(costs, sequence=sequence), (row, head)
+
+
+def _costs_as_planned(
+    run: _Run,
+    prompts: Sequence[bytes],
+    costs: Costs,
+    beyond: tuple[float, float],
+    calibration: Calibration,
+    pairs: PairCorrection | None,
+    max_bytes: int,
+) -> Costs:
+    """Costs with what drafts take beyond them, so that the time of steps as they are planned comes out right.
+
+    Steps with everything drafted tell how a row and a head compare. A plan's own steps draft less, after longer
+    texts, and look for drafts between them: those tell how much there is of both, in all.
+    """
+    row, head = beyond if any(beyond) else (1.0, 1.0)
+    plan = DecodePlan(_more(costs, row=beyond[0], head=beyond[1]), calibration, pairs)
+    plain, planned = _Decoded.after(plan), _Decoded.after(plan)
+    for prompt in prompts[:_PLANNED_PROMPTS]:
+        run.add(plain, [prompt], plan, max_bytes=max_bytes, draft="none")
+        run.add(planned, [prompt], plan, max_bytes=max_bytes, draft="adaptive")
+    by_table = [sum(one.table_seconds(costs) for one in done.timed) for done in (plain, planned)]
+    units = planned.sum(lambda step: row * (step.rows - 1) + head * step.asked)
+    if min(*by_table, units) <= 0.0:  # nothing was drafted, or the clock is too coarse
+        return plan.costs
+    # Plain steps beside them tell how fast the machine is now.
+    left = planned.seconds * by_table[0] / plain.seconds - by_table[1]
+    share = max(0.0, left / units)
+    return _more(costs, row=share * row, head=share * head)
 
 
 def _ratio(seconds: float, by_table: float) -> float:
