@@ -466,9 +466,15 @@ def _unknown_setting(place: str) -> str:
     return f"unknown setting {place!r}; {hint}"
 
 
+_DRAFTING: Final[dict[str, Any]] = {"weight_ratio": 0.5, "row_share": 0.5}
+"""Heads of small models: far heads pull the trunk away from the next byte, so they weigh less and learn from half the
+rows (docs/experiments.md, 2026-12-01). At 7 B the paper finds that equal weights help the language model, so larger
+presets keep its setting."""
+
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     # About 1 M parameters: tests and the demo. In minutes on a CPU many small steps of short windows learn most.
     "tiny": {
+        "heads": _DRAFTING,
         "data": {"window_bytes": 256},
         "train": {
             "optimizer": "muon",
@@ -490,6 +496,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "attention_pattern": ["local", "local", "global"],
             "local_window_bytes": 512,
         },
+        "heads": _DRAFTING,
         "data": {"window_bytes": 2048},
         "train": {"optimizer": "muon", "learning_rate": 4e-3, "batch_windows": 16, "steps": 20_000},
     },
@@ -503,6 +510,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "d_ff": 1536,
             "local_window_bytes": 1024,
         },
+        "heads": _DRAFTING,
         "data": {"window_bytes": 8192},
         "train": {"learning_rate": 1e-3, "batch_windows": 32, "steps": 30_000},
     },
