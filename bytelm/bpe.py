@@ -25,10 +25,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.errors import CheckpointError, ConfigError, CorpusError
-from bytelm.vocab import BYTE_COUNT, BYTE_VOCABULARY, BYTES, EOD, Vocab, ids_of, vocabulary_size
+from bytelm.own_files import ANYTHING, TEXT, WHOLE, Fields, FormError, ListOf, Number, parse_json
+from bytelm.vocab import BYTE_COUNT, BYTE_VOCABULARY, BYTES, EOD, MOST_IDS, Vocab, ids_of, vocabulary_size
 
 FORMAT: Final = "bytelm bpe vocabulary"
 FORMAT_VERSION: Final = 1
+
+_FILE: Final = Fields({"format": TEXT, "version": WHOLE}, others=ANYTHING)
+_MERGES: Final = Fields(
+    {
+        "name": TEXT,
+        "bytes_per_id": Number(1.0, 1e6),
+        "merges": ListOf(ListOf(Number(0, MOST_IDS, whole=True), least=2, most=2), most=MOST_IDS),
+    },
+    others=ANYTHING,
+)
+_LONGEST_BYTES: Final = 1 << 16
 
 _SPLIT: Final = re.compile(
     rb"'(?i:[sdmt]|ll|ve|re)|[^\r\nA-Za-z\x80-\xff0-9]?[A-Za-z\x80-\xff]+|[0-9]{1,3}"
@@ -95,17 +107,25 @@ class BPEVocab(Vocab):
             CheckpointError: It is damaged or of an unknown version.
         """
         try:
-            facts = json.loads(content)
+            facts = parse_json(content, _FILE)
             if facts["format"] != FORMAT or facts["version"] != FORMAT_VERSION:
                 raise CheckpointError(
                     f"{place} is {facts['format']!r}, version {facts['version']}, and this bytelm reads {FORMAT!r}, "
                     f"version {FORMAT_VERSION}; install another bytelm"
                 )
-            merges = [(int(left), int(right)) for left, right in facts["merges"]]
+            _MERGES.check(facts)
+            merges = [(left, right) for left, right in facts["merges"]]
             if any(max(pair) >= EOD + 1 + place or EOD in pair for place, pair in enumerate(merges)):
-                raise ValueError("a merge of an id that is not there yet")
-            return cls(merges, name=str(facts["name"]), bytes_per_id=float(facts["bytes_per_id"]))
-        except (ValueError, KeyError, TypeError) as error:
+                raise FormError("a merge of an id that is not there yet", "merges")
+            if EOD + 1 + len(merges) > ids_of(facts["name"]):
+                raise FormError(f"there are {len(merges):,}, more than {facts['name']} has ids for", "merges")
+            sizes = [1] * BYTE_COUNT + [0]
+            for left, right in merges:
+                sizes.append(sizes[left] + sizes[right])
+                if sizes[-1] > _LONGEST_BYTES:  # two of two of two …: a few lines can ask for all memory there is
+                    raise FormError(f"an id stands for more than {_LONGEST_BYTES:,} bytes", "merges")
+            return cls(merges, name=facts["name"], bytes_per_id=float(facts["bytes_per_id"]))
+        except (FormError, ConfigError) as error:
             raise CheckpointError(f"{place} is no vocabulary or a damaged one ({error}); train again") from error
 
     @cached_property

@@ -51,6 +51,7 @@ from bytelm.checkpoint_files import (
     read_config,
     read_corpus,
     read_run,
+    read_state,
     read_training,
     rendered,
     saved_vocabulary,
@@ -59,6 +60,7 @@ from bytelm.checkpoint_files import (
     write_manifest,
 )
 from bytelm.config import PATH_OF_CONFIG, RunConfig
+from bytelm.engine.weights import weight_problem, weights_of
 from bytelm.errors import CheckpointError, weight_not_finite
 from bytelm.files import flush_folder, refusals_named, write_file
 from bytelm.model import ByteLM
@@ -72,6 +74,7 @@ __all__ = [
     "Found",
     "Snapshot",
     "best_checkpoint",
+    "check_resumable",
     "checkpoint_bytes",
     "checkpoints",
     "config_text",
@@ -102,6 +105,7 @@ _DTYPES: Final = {
     torch.uint8: "U8",
 }
 """Names that safetensors gives them."""
+_ANOTHER: Final = "take the files of one checkpoint, or use another one"
 _RANDOM: Final = "random."
 _OPTIMIZER_STATE: Final = "optimizer."
 _TRAINED: Final = "trained."
@@ -176,7 +180,10 @@ def save_checkpoint(run: Path, snapshot: Snapshot, *, keep: int, best: bool = Fa
             link = final.with_name(f".{BEST}{UNFINISHED}")
             link.unlink(missing_ok=True)
             link.symlink_to(final.name)
-            link.replace(final.with_name(BEST))
+            place = final.with_name(BEST)
+            if place.is_dir() and not place.is_symlink():  # of a run that was copied without its links
+                _remove(place)
+            link.replace(place)
         flush_folder(final.parent)
         kept = best_checkpoint(run)
         for old in [path for path in checkpoints(run) if path != final][: -(keep - 1) or None]:
@@ -227,13 +234,15 @@ def load_snapshot(checkpoint: Path) -> Snapshot:
         CheckpointError: A file is missing, truncated, altered or of another checkpoint, or the version is unknown.
     """
     verify(checkpoint, _FILES)
-    state = json.loads((checkpoint / STATE).read_bytes())
-    evaluated = safetensors.torch.load_file(checkpoint / MODEL)
-    optimizer = safetensors.torch.load_file(checkpoint / OPTIMIZER)
+    state, config = read_state(checkpoint), read_config(checkpoint)
+    evaluated = _read_weights(checkpoint / MODEL, config)
+    optimizer = _read_tensors(checkpoint / OPTIMIZER)
     trained = _with_prefix(_TRAINED, optimizer)
+    if trained:
+        _check_shapes(checkpoint / OPTIMIZER, trained, config)
     return Snapshot(
         step=state["step"],
-        config=read_config(checkpoint),
+        config=config,
         corpus=state["corpus"],
         fingerprint=state["fingerprint"],
         model=trained or evaluated,
@@ -243,6 +252,36 @@ def load_snapshot(checkpoint: Path) -> Snapshot:
         random=_with_prefix(_RANDOM, optimizer),
         progress=state["progress"],
     )
+
+
+def check_resumable(checkpoint: Path, snapshot: Snapshot) -> None:
+    """Refuse a snapshot that a training cannot go on from.
+
+    Args:
+        checkpoint: Where it was loaded from, for the message.
+        snapshot: Each of its values is what it has to be, as far as it is there.
+
+    Raises:
+        CheckpointError: Something is missing, or of another shape than this model and this machine have.
+    """
+    progress, heads, state = snapshot.progress, snapshot.config.heads.count, checkpoint / STATE
+    for name in ("bytes_seen", "elapsed_s", "loader", "meter"):
+        if name not in progress:
+            raise CheckpointError(f"{state}: progress.{name} is missing, so that no training can go on; {_ANOTHER}")
+    for name in ("window", "schedule") if isinstance(snapshot.corpus, list) else ("window",):
+        if name not in progress["loader"]:
+            raise CheckpointError(
+                f"{state}: progress.loader.{name} is missing, so that no training can go on; {_ANOTHER}"
+            )
+    for name in ("bits_K", "count_K"):
+        if len(progress["meter"][name]) != heads:
+            raise CheckpointError(
+                f"{state}: progress.meter.{name} has {len(progress['meter'][name])} values, and the model {heads} "
+                f"heads; {_ANOTHER}"
+            )
+    ours, theirs = torch.get_rng_state(), snapshot.random.get("cpu")
+    if theirs is None or theirs.dtype != ours.dtype or theirs.shape != ours.shape:
+        raise CheckpointError(f"{checkpoint / OPTIMIZER} holds no state of torch's random generator; {_ANOTHER}")
 
 
 def load_model(path: Path) -> tuple[ByteLM, RunConfig]:
@@ -275,11 +314,12 @@ def load_weights(checkpoint: Path) -> tuple[RunConfig, dict[str, Tensor]]:
         CheckpointError: A file is missing or damaged, the version is unknown, or a weight is not finite.
     """
     verify(checkpoint, (MODEL, PATH_OF_CONFIG))
-    weights = safetensors.torch.load_file(checkpoint / MODEL)
+    config = read_config(checkpoint)
+    weights = _read_weights(checkpoint / MODEL, config)
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
             raise weight_not_finite(str(checkpoint / MODEL), name)
-    return read_config(checkpoint), {name: weight.float() for name, weight in weights.items()}
+    return config, {name: weight.float() for name, weight in weights.items()}
 
 
 def write_model(
@@ -398,6 +438,32 @@ def _disk_errors_of_safetensors() -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file whose checksum has been verified."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # a dtype that torch has not, too
+        raise CheckpointError(f"{path} is no safetensors file that can be read ({error}); {_ANOTHER}") from error
+
+
+def _read_weights(path: Path, config: RunConfig) -> dict[str, Tensor]:
+    """The weights of a file, which are those that the settings name, in their shapes."""
+    weights = _read_tensors(path)
+    _check_shapes(path, weights, config)
+    return weights
+
+
+def _check_shapes(path: Path, weights: Mapping[str, Tensor], config: RunConfig) -> None:
+    problem = weight_problem(
+        ((name, weight.shape) for name, weight in weights.items()), weights_of(config.model, config.heads)
+    )
+    if problem:
+        raise CheckpointError(f"{path} does not fit its {PATH_OF_CONFIG}: {problem}; {_ANOTHER}")
+    for name, weight in weights.items():
+        if not weight.dtype.is_floating_point:
+            raise CheckpointError(f"{path}: the numbers of {name} are {weight.dtype}, and weights are not; {_ANOTHER}")
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

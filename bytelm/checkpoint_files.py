@@ -9,16 +9,36 @@ import hashlib
 import json
 import re
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import bytelm
-from bytelm.errors import CheckpointError
+from bytelm.bounded_reading import read_bounded
+from bytelm.errors import CheckpointError, ConfigError, SourceError
 from bytelm.files import flush_folder, refusals_named, write_file
 from bytelm.model_shape import PATH_OF_CONFIG, ModelShape, read_shape
+from bytelm.own_files import (
+    ANYTHING,
+    FINITE,
+    FLAG,
+    TEXT,
+    WHOLE,
+    Either,
+    Fields,
+    FormError,
+    ListOf,
+    Nullable,
+    Number,
+    Row,
+    Schema,
+    Text,
+    faults_named,
+    parse_json,
+    parse_toml,
+    read_small,
+)
 from bytelm.shipped import shipped_model
 from bytelm.vocab import BYTE_VOCABULARY, BYTES, Vocab
 
@@ -37,7 +57,68 @@ VOCABULARY: Final = "vocabulary.json"
 MANIFEST: Final = "manifest.json"
 UNFINISHED: Final = ".part"
 
-_NAME: Final = re.compile(r"step-(\d{8,})")
+_NAME: Final = re.compile(r"step-(\d{8,18})")
+
+_MANIFEST_BYTES: Final = 1 << 20
+_CONFIG_BYTES: Final = 1 << 20
+_VOCABULARY_BYTES: Final = 64 << 20
+_STATE_BYTES: Final = 64 << 20
+_ONE_OR_SEVERAL: Final = Either(TEXT, ListOf(TEXT, least=1))
+_FILE: Final = Fields({"bytes": WHOLE, "sha256": TEXT})
+_MANIFEST: Final = Fields(
+    {
+        "format": Text((FORMAT,)),
+        "version": Number(1, FORMAT_VERSION, whole=True),
+        "step": WHOLE,
+        "files": Fields(others=_FILE),
+    },
+    others=ANYTHING,
+)
+_WITH_MAKER: Final = Fields(
+    {"made_by": Fields({"corpus": _ONE_OR_SEVERAL, "corpus_fingerprint": _ONE_OR_SEVERAL}, others=ANYTHING)},
+    others=ANYTHING,
+)
+_WINDOW: Final = Number(0, 1 << 53, whole=True)
+_LOADER: Final = Fields(
+    optional={
+        "window": _WINDOW,
+        "schedule": ListOf(Row((_WINDOW, ListOf(Either(TEXT, FINITE), least=1))), least=1),
+        "positions": ListOf(_WINDOW),
+    },
+    others=ANYTHING,
+)
+_METER: Final = Fields(
+    {"bits_K": ListOf(FINITE), "count_K": ListOf(WHOLE)},
+    {"loss": FINITE, "steps": WHOLE, "bytes": WHOLE, "seconds": Number(0.0)},
+)
+_SAFETY: Final = Fields(
+    optional={
+        "skipped_steps": WHOLE,
+        "in_a_row": WHOLE,
+        "rollbacks": WHOLE,
+        "learning_rate_ratio": Number(0.0, 1.0),
+        "best_bits_per_byte": Nullable(FINITE),
+        "validation_due": FLAG,
+    }
+)
+_STATE: Final = Fields(
+    {
+        "step": WHOLE,
+        "corpus": _ONE_OR_SEVERAL,
+        "fingerprint": _ONE_OR_SEVERAL,
+        "progress": Fields(
+            optional={
+                "bytes_seen": WHOLE,
+                "elapsed_s": Number(0.0),
+                "loader": _LOADER,
+                "meter": _METER,
+                "safety": _SAFETY,
+            },
+            others=ANYTHING,
+        ),
+    }
+)
+"""Of ``state.json``. What is needed to go on is asked for by those who go on: see ``bytelm.run_folder``."""
 
 
 def best_checkpoint(run: Path) -> Path | None:
@@ -145,12 +226,10 @@ def find_model(path: Path) -> ModelFiles:
     """
     checkpoint = find_checkpoint(path)
     verify(checkpoint, (MODEL, PATH_OF_CONFIG))
-    text = (checkpoint / PATH_OF_CONFIG).read_text(encoding="utf-8")
-    shape = read_shape(text)
+    tree = _config_tree(checkpoint)
+    shape = read_shape(tree)
     if shape is None:
-        from bytelm.config import RunConfig
-
-        config = RunConfig.from_toml(text)
+        config = _settings_of(tree, checkpoint)
         shape = ModelShape(trunk=config.model, heads=config.heads, window_bytes=config.data.window_bytes)
     return ModelFiles(
         checkpoint=checkpoint,
@@ -192,8 +271,17 @@ def read_training(checkpoint: Path) -> tuple[int, str | list[str], str | list[st
         CheckpointError: A file is missing or damaged, or the version is unknown.
     """
     verify(checkpoint, (PATH_OF_CONFIG,))
-    made_by = tomllib.loads((checkpoint / PATH_OF_CONFIG).read_text(encoding="utf-8"))["made_by"]
-    return read_manifest(checkpoint)["step"], made_by["corpus"], made_by["corpus_fingerprint"]
+    return read_manifest(checkpoint)["step"], *read_maker(checkpoint)
+
+
+def read_maker(folder: Path) -> tuple[str | list[str], str | list[str]]:
+    """The corpus or corpora that the ``config.toml`` of a run or checkpoint names, and their fingerprints; unverified.
+
+    Raises:
+        CheckpointError: There is no such file, it is no TOML, or it names no corpus.
+    """
+    made_by = _config_tree(folder, _WITH_MAKER)["made_by"]
+    return made_by["corpus"], made_by["corpus_fingerprint"]
 
 
 def is_model_alone(checkpoint: Path) -> bool:
@@ -210,20 +298,11 @@ def read_run(run: Path) -> "tuple[RunConfig, str | list[str]]":
     """Settings of a run as its ``config.toml`` has them now, and where its corpus was, or several with weights.
 
     Raises:
-        CheckpointError: There is no ``config.toml``, or it names no corpus.
+        CheckpointError: There is no ``config.toml``, it is none, or it names no corpus.
         ConfigError: It holds something impossible.
     """
-    from bytelm.config import RunConfig
-
-    path = run / PATH_OF_CONFIG
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = RunConfig.from_toml(text)
-        return config, tomllib.loads(text)["made_by"]["corpus"]
-    except (OSError, UnicodeDecodeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read or names no corpus ({error}); copy it from the run's newest checkpoint"
-        ) from error
+    tree = _config_tree(run, _WITH_MAKER)
+    return _settings_of(tree, run), tree["made_by"]["corpus"]
 
 
 def config_text(config: "RunConfig", *, corpus: str | list[str], fingerprint: str | list[str]) -> str:
@@ -246,7 +325,7 @@ def write_manifest(folder: Path, step: int, names: tuple[str, ...]) -> None:
 def saved_vocabulary(checkpoint: Path) -> bytes:
     """What a checkpoint holds of its vocabulary; empty where ids are bytes."""
     path = checkpoint / VOCABULARY
-    return path.read_bytes() if path.is_file() else b""
+    return _read_small(checkpoint, VOCABULARY, _VOCABULARY_BYTES) if path.is_file() else b""
 
 
 def verify(checkpoint: Path, names: tuple[str, ...]) -> None:
@@ -283,21 +362,25 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise _damaged(checkpoint, f"{MANIFEST} is missing")
-    content = path.read_bytes()
+    content = _read_small(checkpoint, MANIFEST, _MANIFEST_BYTES)
     try:
-        manifest = json.loads(content)
-        own_sum = manifest.pop("sha256")
-        version = manifest["version"]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _damaged(checkpoint, f"{MANIFEST} is not one") from error
-    if manifest.get("format") == FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{checkpoint} has version {version} and this bytelm reads up to {FORMAT_VERSION}; install a newer bytelm"
-        )
-    # Rendering again must give the same bytes: so even a flip that leaves the meaning alone is noticed.
-    whole = rendered({**manifest, "sha256": own_sum})
-    if whole != content or hashlib.sha256(rendered(manifest)).hexdigest() != own_sum:
-        raise _damaged(checkpoint, f"the contents of {MANIFEST} are not those that were written")
+        manifest = parse_json(content, Fields({"version": ANYTHING, "sha256": TEXT}, others=ANYTHING))
+        own_sum, version = manifest.pop("sha256"), manifest["version"]
+        if manifest.get("format") == FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{checkpoint} has version {version} and this bytelm reads up to {FORMAT_VERSION}; install a newer "
+                "bytelm"
+            )
+        # Rendering again must give the same bytes: so even a flip that leaves the meaning alone is noticed.
+        whole = rendered({**manifest, "sha256": own_sum})
+        if whole != content or hashlib.sha256(rendered(manifest)).hexdigest() != own_sum:
+            raise _damaged(checkpoint, f"the contents of {MANIFEST} are not those that were written")
+        _MANIFEST.check(manifest)
+        for name in manifest["files"]:
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise FormError(f"{name!r} is no name of a file of the checkpoint", "files")
+    except FormError as error:
+        raise _damaged(checkpoint, f"{MANIFEST}: {error}") from error
     if _NAME.fullmatch(checkpoint.name) and manifest["step"] != step_of(checkpoint):
         raise _damaged(checkpoint, f"its {MANIFEST} is that of step {manifest['step']}")
     return manifest
@@ -321,10 +404,55 @@ def _damaged(checkpoint: Path, reason: str) -> CheckpointError:
 
 
 def read_config(checkpoint: Path) -> "RunConfig":
-    """The settings of a checkpoint that has been verified."""
+    """The settings of a checkpoint that has been verified.
+
+    Raises:
+        CheckpointError: The file is no TOML.
+        ConfigError: It holds something impossible.
+    """
+    return _settings_of(_config_tree(checkpoint), checkpoint)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What the trainer had counted, from a checkpoint that has been verified.
+
+    Raises:
+        CheckpointError: It is not what a trainer counts.
+    """
+    content = _read_small(checkpoint, STATE, _STATE_BYTES)
+    try:
+        return parse_json(content, _STATE)
+    except FormError as error:
+        raise _damaged(checkpoint, f"{STATE}: {error}") from error
+
+
+def _config_tree(folder: Path, schema: Schema = ANYTHING) -> dict[str, Any]:
+    """``config.toml`` in the folder of a run, a checkpoint or a model."""
+    remedy = "copy it from the run's newest checkpoint; of a checkpoint, use another one"
+    if not _NAME.fullmatch(folder.name):
+        with faults_named(folder / PATH_OF_CONFIG, remedy):
+            return parse_toml(read_small(folder / PATH_OF_CONFIG, remedy=remedy, limit_bytes=_CONFIG_BYTES), schema)
+    try:
+        return parse_toml(_read_small(folder, PATH_OF_CONFIG, _CONFIG_BYTES), schema)
+    except FormError as error:
+        raise _damaged(folder, f"{PATH_OF_CONFIG}: {error}") from error
+
+
+def _settings_of(tree: dict[str, Any], folder: Path) -> "RunConfig":
     from bytelm.config import RunConfig
 
-    return RunConfig.from_toml((checkpoint / PATH_OF_CONFIG).read_text(encoding="utf-8"))
+    settings = {name: value for name, value in tree.items() if name != "made_by"}
+    try:
+        return RunConfig.from_tree(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / PATH_OF_CONFIG}: {error}") from error
+
+
+def _read_small(checkpoint: Path, name: str, limit_bytes: int) -> bytes:
+    try:
+        return read_bounded(checkpoint / name, limit_bytes, what="the file", remedy="use another checkpoint")
+    except SourceError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def step_of(checkpoint: Path) -> int:

@@ -8,6 +8,7 @@
     ├── CheckpointError        a run or checkpoint that is missing, damaged or belongs elsewhere
     ├── TrainingError          a run that cannot go on: nothing is finite, no memory, a process lost
     ├── GenerationError        a request to the decoder that it cannot honour
+    │   └── KeywordError       a keyword that a call does not have
     └── StorageError           a disk that refuses a write: full, read-only, over quota
 
 A message says what was wrong, what was found and what to do, in one line. What only bytelm itself can get
@@ -62,6 +63,10 @@ class TrainingError(BytelmError):
 
 class GenerationError(BytelmError):
     """The decoder cannot honour a request."""
+
+
+class KeywordError(GenerationError, TypeError):
+    """A keyword that a call of the Python interface does not have; a ``TypeError`` too, as Python's own is."""
 
 
 class StorageError(BytelmError):

@@ -5,13 +5,14 @@ left out; a value that is not there is None and never a zero.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 
-from bytelm.config import PATH_OF_CONFIG, RunConfig
+from bytelm.checkpoint_files import read_config, read_maker
+from bytelm.config import RunConfig
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.fine_tuning import freeze
 from bytelm.model import ByteLM
@@ -23,6 +24,26 @@ Points = list[tuple[float, float]]
 _MOST_POINTS: Final = 300
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a run learnt from. Two are equal where their bytes are, wherever they lay.
+
+    Attributes:
+        fingerprints: Of its corpora, in order.
+        weights: Of its corpora where there are several: with others a run learns something else.
+        places: Where they were, each with its weight.
+    """
+
+    fingerprints: tuple[str, ...]
+    weights: tuple[str, ...]
+    places: tuple[str, ...] = field(compare=False)
+
+    def __str__(self) -> str:
+        """For people."""
+        pairs = zip(self.places, self.fingerprints, strict=False)
+        return ", ".join(f"{place} (fingerprint {fingerprint[:12]})" for place, fingerprint in pairs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class History:
     """A run so far.
@@ -31,6 +52,7 @@ class History:
         name: Short, and another for each run of a page.
         run: Its folder.
         config: Its settings; None where they cannot be read.
+        corpus: Which corpus it learnt from, or corpora, by place and fingerprint; None where that cannot be read.
         parameters: Of the model; None with them.
         flops_per_byte: Of the model in training; None with them.
         steps: Records of logged steps, oldest first.
@@ -40,6 +62,7 @@ class History:
     name: str
     run: Path
     config: RunConfig | None
+    corpus: Data | None
     parameters: int | None
     flops_per_byte: float | None
     steps: tuple[Mapping[str, Any], ...]
@@ -150,12 +173,13 @@ def _read(run: Path, name: str) -> History:
     )
     if not (steps or validations):
         raise CheckpointError(f"{run} has no figures in its log yet; train on until the first logged step")
-    config = _config(run)
+    config, corpus = _config(run), _corpus(run)
     model = None if config is None else _model(config)
     return History(
         name=name,
         run=run,
         config=config,
+        corpus=corpus,
         parameters=None if model is None else model.parameter_counts()["total"],
         flops_per_byte=None
         if model is None or config is None
@@ -167,9 +191,20 @@ def _read(run: Path, name: str) -> History:
 
 def _config(run: Path) -> RunConfig | None:
     try:
-        return RunConfig.from_toml((run / PATH_OF_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ConfigError):
+        return read_config(run)
+    except (CheckpointError, ConfigError):
         return None
+
+
+def _corpus(run: Path) -> Data | None:
+    try:
+        place, fingerprint = read_maker(run)
+    except CheckpointError:
+        return None
+    fingerprints = (fingerprint,) if isinstance(fingerprint, str) else tuple(fingerprint)
+    if isinstance(place, str):
+        return Data(fingerprints, (), (place,))
+    return Data(fingerprints, tuple(one.rpartition(":")[2] for one in place), tuple(place))
 
 
 def _model(config: RunConfig) -> ByteLM:

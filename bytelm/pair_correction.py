@@ -14,7 +14,6 @@ Shapes: N = K - 1 draft heads, V ids that can be chosen, R rank.
 Source: independent heads rescored by an n-gram model, Kim et al. 2024, arXiv 2404.09221; here the rescoring is learnt.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +29,7 @@ from bytelm.vocab import EOD
 
 PATH_OF_PAIRS: Final = "pairs.safetensors"
 
+_MOST_RANK: Final = 4096
 _NAMES: Final = ("last_VR", "before_VR", "out_RV", "of_head_N", "of_pair_N")
 
 
@@ -88,11 +88,15 @@ def read_pairs(folder: Path, weights: str, draft_heads: int) -> tuple[PairCorrec
         with safe_open(path, "numpy") as file:
             if (file.metadata() or {}).get("weights") != weights:
                 return None, f"{path} was fitted to other weights {again}"
+            rank = file.get_slice(_NAMES[0]).get_shape()[-1:] or [0]
+            shapes = [(CHOICES, *rank), (CHOICES, *rank), (*rank, CHOICES), (draft_heads,), (draft_heads,)]
+            # Of a table of another shape not even the numbers are read.
+            if not 1 <= rank[0] <= _MOST_RANK or [tuple(file.get_slice(name).get_shape()) for name in _NAMES] != shapes:
+                return None, f"{path} holds other tables than this model needs {again}"
             found = [file.get_tensor(name).astype(np.float32) for name in _NAMES]
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:  # a dtype that numpy has not, too
         return None, f"{path} cannot be read ({error}) {again}"
-    rank = found[0].shape[-1]
-    shapes = [(CHOICES, rank), (CHOICES, rank), (rank, CHOICES), (draft_heads,), (draft_heads,)]
-    if [one.shape for one in found] != shapes or not all(math.isfinite(float(one.sum())) for one in found):
-        return None, f"{path} holds other tables than this model needs {again}"
+    for name, one in zip(_NAMES, found, strict=True):
+        if not np.isfinite(one).all():
+            return None, f"{path}: {name} is not finite {again}"
     return PairCorrection(*found), ""

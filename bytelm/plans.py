@@ -9,7 +9,6 @@ Reading one needs no torch where the engine decodes.
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,22 +20,44 @@ import numpy.typing as npt
 import xxhash
 
 from bytelm import __version__
+from bytelm.bounded_reading import read_bounded
 from bytelm.decoding.plan import DecodePlan
 from bytelm.drafting import Calibration, StepCost
 from bytelm.engine import Engine
-from bytelm.errors import GenerationError
+from bytelm.errors import GenerationError, SourceError
 from bytelm.files import refusals_named, write_file
 from bytelm.machine import processor_name
+from bytelm.own_files import ANYTHING, TEXT, WHOLE, Fields, FormError, ListOf, Number, parse_json
 from bytelm.pair_correction import PATH_OF_PAIRS, read_pairs, write_pairs
 from bytelm.shipped import own_folder, shipped_model
+from bytelm.utf8 import shown
 
 if TYPE_CHECKING:
     from bytelm.model import ByteLM
 
 PATH_OF_PLAN: Final = "decode.json"
 _FORMAT: Final = 2
-_KIND: Final = re.compile("(drawn )?((head|agree) [0-9]+ [0-9]+|(past|against) [0-9]+)")
+_KIND: Final = re.compile("(drawn )?((head|agree) [0-9]{1,2} [0-9]{1,2}|(past|against) [0-9]{1,4})")
 """Of drafts that a calibration counts."""
+_MOST_BYTES: Final = 4 << 20
+_SECONDS: Final = Number(1e-12, 1e6)
+_COST: Final = Fields(
+    {
+        "past": Number(0, (1 << 31) - 1, whole=True),
+        "rows": ListOf(Number(1, 1 << 20, whole=True), least=2, most=4096),
+        "seconds": ListOf(_SECONDS, least=2, most=4096),
+        "head": Number(0.0, 1e6),
+        "sequence": Number(0.0, 1e6),
+    }
+)
+_PLAN: Final = Fields(
+    {
+        "key": Fields(others=TEXT),
+        "costs": ListOf(_COST, least=1, most=4096),
+        "calibration": Fields(others=ListOf(Number(0.0, 1e9), least=2, most=2), most=4096),
+    },
+    others=ANYTHING,
+)
 
 
 def key_of(model: "ByteLM | Engine") -> dict[str, str]:
@@ -173,34 +194,32 @@ def find_plan(path: Path, model: "ByteLM | Engine") -> tuple[DecodePlan | None, 
 
 def _read_costs(path: Path, key: Mapping[str, str]) -> tuple[DecodePlan | None, set[str], str]:
     """The plan in a file, which parts of its key are stale, and why it is not to be used as it is."""
-    try:
-        value = json.loads(path.read_bytes())
-        if value["format"] != _FORMAT:
-            return None, set(), f"{path} has format {value['format']} and is not used; run bytelm tune again"
-        stale = [name for name in key if value["key"].get(name) != key[name]]
-        costs = tuple(_cost(one) for one in value["costs"])
-        counts = {kind: _count(kind, *pair) for kind, pair in value["calibration"].items()}
-        if not costs or not _rise(past for past, _ in costs):
-            raise ValueError("its costs are not in order")
-        why = f"{path} was measured with other {', '.join(stale)} and is not used; run bytelm tune again"
-        return DecodePlan(costs, Calibration(counts)), set(stale), why if stale else ""
-    except FileNotFoundError:
+    if not path.exists():
         return None, set(), ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return None, set(), f"{path} cannot be read ({error!r}) and is not used; run bytelm tune again"
+    again = "and is not used; run bytelm tune again"
+    try:
+        content = read_bounded(path, _MOST_BYTES, what="the plan", remedy="run bytelm tune again")
+        value = parse_json(content, Fields({"format": WHOLE}, others=ANYTHING))
+        if value["format"] != _FORMAT:
+            return None, set(), f"{path} has format {value['format']} {again}"
+        _PLAN.check(value)
+        stale = [name for name in key if value["key"].get(name) != key[name]]
+        costs = tuple(map(_cost, value["costs"]))
+        if not _rise(past for past, _ in costs):
+            raise FormError("the bytes before do not rise", "costs")
+        counts = {kind: _count(kind, *pair) for kind, pair in value["calibration"].items()}
+        why = f"{path} was measured with other {', '.join(stale)} {again}"
+        return DecodePlan(costs, Calibration(counts)), set(stale), why if stale else ""
+    except (FormError, SourceError) as error:
+        return None, set(), f"{path} cannot be read ({error}) {again}"
 
 
 def _cost(one: Mapping[str, Any]) -> tuple[int, StepCost]:
     """Checked here, for the decoder relies on it."""
-    rows, seconds = tuple(map(int, one["rows"])), tuple(map(float, one["seconds"]))
-    past, head, sequence = int(one["past"]), float(one["head"]), float(one["sequence"])
-    sensible = 0 <= past < 1 << 31 and min(rows) >= 1 and max(rows) <= 1 << 20 and _rise(rows) and len(rows) >= 2
-    times = all(0.0 < value < math.inf for value in seconds) and all(
-        0.0 <= value < math.inf for value in (head, sequence)
-    )
-    if not sensible or not times or len(rows) != len(seconds):
-        raise ValueError("it holds a cost that is none")
-    return past, StepCost(rows, seconds, head, sequence)
+    rows, seconds = tuple(one["rows"]), tuple(map(float, one["seconds"]))
+    if not _rise(rows) or len(rows) != len(seconds):
+        raise FormError("the rows do not rise, or have not as many seconds", "costs")
+    return one["past"], StepCost(rows, seconds, float(one["head"]), float(one["sequence"]))
 
 
 def _rise(values: Iterable[int]) -> bool:
@@ -208,8 +227,8 @@ def _rise(values: Iterable[int]) -> bool:
 
 
 def _count(kind: str, right: float, total: float) -> tuple[float, float]:
-    if not _KIND.fullmatch(kind) or not 0.0 <= float(right) <= float(total) < math.inf:
-        raise ValueError(f"it counts {kind!r} in a way that cannot be")
+    if not _KIND.fullmatch(kind) or right > total:
+        raise FormError(f"it counts {shown(kind)[:60]!r} in a way that cannot be", "calibration")
     return float(right), float(total)
 
 

@@ -24,6 +24,7 @@ from bytelm.events import Event
 from bytelm.figures import Line, curves
 from bytelm.files import refusals_named, write_file
 from bytelm.held_out import HeldOut
+from bytelm.own_files import ANYTHING, TEXT, WHOLE, Fields, read_json
 from bytelm.palette import head_colour
 from bytelm.polynomials import training_example
 from bytelm.stories import story
@@ -154,7 +155,8 @@ def _corpus(plan: Plan) -> Path:
     with refusals_named(plan.out):
         plan.out.mkdir(parents=True, exist_ok=True)
         if mark.exists():
-            found = json.loads(mark.read_bytes())
+            schema = Fields({"probe": TEXT, "examples": WHOLE}, others=ANYTHING)
+            found = read_json(mark, schema, remedy="choose another --out", error=ConfigError)
             if found != made:
                 raise ConfigError(
                     f"{plan.out} holds a probe of {found['examples']} examples of {found['probe']}; "

@@ -13,10 +13,54 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from bytelm.errors import CheckpointError
+from bytelm.bounded_reading import lines_of
+from bytelm.errors import CheckpointError, SourceError, TrainingError
 from bytelm.files import flush_folder, refusals_named, write_file
+from bytelm.own_files import ANYTHING, FINITE, TEXT, WHOLE, Fields, FormError, ListOf, Nullable, Number, parse_json
 
 PATH_OF_LOG: Final = "metrics.jsonl"
+
+_LINE_BYTES: Final = 4 << 20
+_LOG_BYTES: Final = 2 << 30
+_BY_HEAD: Final = Nullable(ListOf(Nullable(FINITE), most=1024))
+_RATE: Final = Nullable(Number(0.0))
+_RECORD: Final = Fields({"kind": TEXT, "step": WHOLE}, others=ANYTHING)
+_NUMBERS: Final = {
+    "bytes_seen": Nullable(WHOLE),
+    "flops": _RATE,
+    "elapsed_s": _RATE,
+    "bits_per_byte": Nullable(FINITE),
+    "bits_per_byte_by_head": _BY_HEAD,
+}
+_KINDS: Final = {
+    "step": Fields(
+        optional={
+            **_NUMBERS,
+            "fraction": Nullable(FINITE),
+            "loss": Nullable(FINITE),
+            "grad_norm": _RATE,
+            "learning_rate": _RATE,
+            "bytes_per_second": _RATE,
+            "mfu": _RATE,
+            "memory_bytes": Nullable(WHOLE),
+            "peak_memory_bytes": Nullable(WHOLE),
+        },
+        others=ANYTHING,
+    ),
+    "validation": Fields(
+        optional={
+            **_NUMBERS,
+            "best_bits_per_byte": Nullable(FINITE),
+            "agreement_by_head": _BY_HEAD,
+            "bytes_per_step_estimate": _RATE,
+            "scored_bytes": Nullable(WHOLE),
+            "prompt": Nullable(TEXT),
+            "sample": Nullable(TEXT),
+        },
+        others=ANYTHING,
+    ),
+}
+"""What reports draw. Logs of older versions hold less, those of newer ones more."""
 
 
 class RunLog:
@@ -27,6 +71,7 @@ class RunLog:
         self._left = b""  # of the records appended, what the disk has not taken yet
         with refusals_named(path):
             self._file = path.open("ab", buffering=0)
+            self._folder = path.parent.stat()
 
     @classmethod
     def start(cls, run: Path) -> Self:
@@ -82,6 +127,7 @@ class RunLog:
 
         Raises:
             StorageError: The disk refuses.
+            TrainingError: The folder of the run has vanished.
         """
         assert "kind" in record
         assert isinstance(record["step"], int)
@@ -93,6 +139,7 @@ class RunLog:
 
         Raises:
             StorageError: The disk refuses.
+            TrainingError: The folder of the run has vanished.
         """
         self._write()
         with refusals_named(self._path):
@@ -103,8 +150,29 @@ class RunLog:
         """Close the file; nothing can be appended any more."""
         self._file.close()
 
+    def _find(self) -> None:
+        """Go on in the file that has the log's name: what is written into one that was taken away is lost."""
+        run = self._path.parent
+        try:
+            there = os.path.samestat(run.stat(), self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        if not there:
+            raise TrainingError(
+                f"{run} has vanished while it was trained: it was deleted, moved or is on a disk that has gone; "
+                "put it back and go on with --resume auto, or start again"
+            )
+        try:
+            same = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            self._file.close()
+            self._file = self._path.open("ab", buffering=0)
+
     def _write(self) -> None:
         with refusals_named(self._path):
+            self._find()
             while self._left:  # a disk that is nearly full takes a part, then refuses
                 self._left = self._left[self._file.write(self._left) :]
 
@@ -124,21 +192,27 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         CheckpointError: There is no log, or a line is no record.
     """
     path = run / PATH_OF_LOG
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; is {run} the folder of a run?") from error
+    remedy = "remove that line (the weights do not depend on it)"
+
+    def too_large(what: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {what}; is it the log of a run?")
+
     records = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not (isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record):
-            raise CheckpointError(
-                f"{path} line {number} is no record of a run; remove that line (the weights do not depend on it)"
-            )
-        records.append(record)
+    try:
+        for number, line in enumerate(lines_of(path, _LINE_BYTES, _LOG_BYTES, too_large, whole=True), start=1):
+            try:
+                record = parse_json(line, _RECORD)
+            except FormError as error:
+                raise CheckpointError(f"{path} line {number} is no record of a run: {error}; {remedy}") from error
+            if (schema := _KINDS.get(record["kind"])) is not None:
+                try:
+                    schema.check(record)
+                except FormError as error:
+                    raise CheckpointError(f"{path} line {number}: {error}; {remedy}") from error
+            records.append(record)
+    except SourceError as error:
+        cause = str(error).partition(";")[0]
+        raise CheckpointError(f"{cause}; is {run} the folder of a run?") from error
     return records
 
 

@@ -157,6 +157,15 @@ def test_the_best_checkpoint_stays_and_has_a_name(run: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+def test_a_run_that_was_copied_without_its_links_goes_on(run: Path, tmp_path: Path) -> None:
+    save_checkpoint(run, snapshot_of(10), keep=2, best=True)
+    copied = tmp_path / "copied"
+    shutil.copytree(run, copied)  # a folder in the place of the link
+    saved = save_checkpoint(copied, snapshot_of(20), keep=2, best=True)
+    assert best_checkpoint(copied) == saved
+    assert [path.name for path in checkpoints(copied)] == ["step-00000010", "step-00000020"]
+
+
 def test_a_best_checkpoint_that_is_gone_is_none(run: Path) -> None:
     assert best_checkpoint(run) is None
     save_checkpoint(run, snapshot_of(10), keep=1, best=True)

@@ -2,11 +2,12 @@ import json
 import os
 import re
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
 
-from bytelm.errors import CheckpointError, StorageError
+from bytelm.errors import CheckpointError, StorageError, TrainingError
 from bytelm.run_log import PATH_OF_LOG, RunLog, read_log
 
 
@@ -122,3 +123,34 @@ def test_a_place_that_is_no_folder_is_a_refusal_of_the_disk(tmp_path: Path) -> N
     place.write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write"):
         RunLog.start(place)
+
+
+@pytest.mark.parametrize("taken", ["deleted", "moved", "replaced"])
+def test_a_folder_that_vanishes_is_noticed_by_the_next_record(tmp_path: Path, taken: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with RunLog.start(run) as log:
+        log.append(record(1))
+        if taken == "deleted":
+            shutil.rmtree(run)
+        else:
+            run.rename(tmp_path / "elsewhere")
+        if taken == "replaced":
+            run.mkdir()
+        with pytest.raises(TrainingError, match=r"run has vanished while it was trained: .*--resume auto"):
+            log.append(record(2))
+        with pytest.raises(TrainingError, match="has vanished"):
+            log.flush()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_log_that_an_editor_has_replaced_is_gone_on_with(tmp_path: Path, gone: bool) -> None:
+    with RunLog.start(tmp_path) as log:
+        log.append(record(1))
+        path = tmp_path / PATH_OF_LOG
+        content = path.read_bytes()
+        path.unlink()
+        if not gone:
+            path.write_bytes(content)
+        log.append(record(2))
+    assert read_log(tmp_path) == ([record(2)] if gone else [record(1), record(2)])

@@ -236,7 +236,7 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         header = json.loads(mapped[8 : 8 + length])
         header.pop("__metadata__", None)
         return {name: _tensor(mapped, 8 + length, facts) for name, facts in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path} is no safetensors file that can be read: {error}") from error
 
 
