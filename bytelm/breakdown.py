@@ -10,17 +10,22 @@ Shapes: K prediction heads, P places of a window, C classes of a label.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.errors import CorpusError
+from bytelm.engine import NOT_FINITE
+from bytelm.errors import CorpusError, GenerationError
 from bytelm.evaluate import BitsPerByte
 from bytelm.labels import WORD_PLACES, scripts, word_places
 from bytelm.model import ByteLM
 from bytelm.scoring import Scores, agreement, batches, check_stride, default_stride, score, windows
 
 Counts = npt.NDArray[np.int64]
+
+_NEIGHBOURS: Final = len(WORD_PLACES)
+"""Bytes on either side that say what a byte is part of: how far it is in its word, and all of its character."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,7 @@ def break_down(
     Raises:
         ConfigError: The stride is impossible.
         CorpusError: There is not one byte.
+        GenerationError: A score is not finite.
     """
     stride = check_stride(default_stride(context_bytes) if stride is None else stride, context_bytes)
     heads = model.heads.count
@@ -90,10 +96,11 @@ def break_down(
     for batch in batches(windows(labelled, context=context_bytes, stride=stride, heads=heads)):
         scores = score(model, batch, heads)
         for window, nats_KP, scored_KP, agreed_KP, askable in _rows(scores):
+            if not np.isfinite(nats_KP[scored_KP]).all():
+                raise GenerationError(f"document {window.document + 1} of those that are scored: {NOT_FINITE}")
             place = slice(window.start + window.first, window.start + window.first + nats_KP.shape[1])
             for label, names in labelled.names(window.document, place).items():
                 sums[label].add(*names, nats_KP, scored_KP, agreed_KP, askable)
-        labelled.forget(min(window.document for window in batch))
         after_batch(int(scores.used_BL.sum()))
     if labelled.raw_bytes == 0:
         raise CorpusError(f"there is no byte to score in {labelled.documents} documents; choose another split or file")
@@ -121,40 +128,40 @@ def break_down(
 
 
 class _Labelled:
-    """Documents as they pass by, with what labels their bytes, kept until their last window is scored."""
+    """Documents as they pass by, with what labels their bytes, kept until their last byte is scored."""
 
     def __init__(self, documents: Iterable[tuple[bytes, str]]) -> None:
         self._source = documents
         self._kept: dict[int, tuple[bytes, str]] = {}
-        self._labels: dict[int, tuple[Counts, tuple[Counts, tuple[str, ...]]]] = {}
+        self._left: dict[int, int] = {}
         self.documents = 0
         self.raw_bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
         for data, kind in self._source:
-            self._kept[self.documents] = data, kind
+            if data:
+                self._kept[self.documents] = data, kind
+                self._left[self.documents] = len(data)
             self.documents += 1
             self.raw_bytes += len(data)
             yield data
 
     def names(self, document: int, place: slice) -> dict[str, tuple[Counts, tuple[str, ...]]]:
-        """For each label the codes of some places, and the names of the codes."""
+        """For each label the codes of some places, and the names of the codes; each place is asked for once."""
         data, kind = self._kept[document]
-        if document not in self._labels:
-            self._labels[document] = word_places(data), scripts(data)
-        words, (codes, names) = self._labels[document]
         size = place.stop - place.start
+        # A label of a byte depends on its neighbours alone.
+        begin = max(0, place.start - _NEIGHBOURS)
+        around, inside = data[begin : place.stop + _NEIGHBOURS], slice(place.start - begin, place.stop - begin)
+        codes, names = scripts(around)
+        self._left[document] -= size
+        if not self._left[document]:
+            del self._kept[document], self._left[document]
         return {
             "type": (np.zeros(size, np.int64), (kind,)),
-            "word": (words[place], WORD_PLACES),
-            "script": (codes[place], names),
+            "word": (word_places(around)[inside], WORD_PLACES),
+            "script": (codes[inside], names),
         }
-
-    def forget(self, before: int) -> None:
-        """Let go of documents that lie long behind: windows are sorted among a few hundred only."""
-        for number in [number for number in self._kept if number < before - 1024]:
-            del self._kept[number]
-            self._labels.pop(number, None)
 
 
 class _Sums:

@@ -9,7 +9,7 @@ Shapes: K prediction heads.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -127,7 +127,19 @@ def bits_per_byte(
     )
 
 
-def excerpts(documents: Iterable[bytes], total_bytes: int, *, count: int, length: int) -> Iterator[bytes]:
+class Document(Protocol):
+    """Bytes, or what gives pieces of them without holding them all."""
+
+    def __len__(self) -> int:
+        """Bytes in all."""
+        ...
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        """A piece."""
+        ...
+
+
+def excerpts(documents: Iterable[Document], total_bytes: int, *, count: int, length: int) -> Iterator[bytes]:
     """Pieces from places evenly spread over documents, always the same ones.
 
     Args:
@@ -145,7 +157,7 @@ def excerpts(documents: Iterable[bytes], total_bytes: int, *, count: int, length
         [b'abc', b'fgh']
     """
     if count * length >= total_bytes:
-        yield from (document for document in documents if document)
+        yield from (document[:] for document in documents if len(document))
         return
     place, start = 0, 0
     for document in documents:
@@ -159,19 +171,53 @@ def excerpts(documents: Iterable[bytes], total_bytes: int, *, count: int, length
         start += len(document)
 
 
-def some_bytes(documents: Iterable[bytes], total_bytes: int, *, limit_bytes: int, window_bytes: int) -> Iterator[bytes]:
-    """Documents if they are small, else pieces of a few windows from evenly spread places.
+def some_bytes(
+    documents: Iterable[Document], total_bytes: int, *, limit_bytes: int, window_bytes: int
+) -> Iterator[bytes]:
+    """Documents if they are small, else pieces of some windows from evenly spread places, in all what is asked for.
+
+    A piece begins at its place, or so far before it that its document holds it whole. One that is longer than its
+    document goes on in the documents behind it: each document's part is a piece of its own.
 
     Args:
         documents: Raw bytes; taken one by one.
         total_bytes: Of all documents together.
-        limit_bytes: Bytes at most.
+        limit_bytes: Bytes to give, at least 1; all there are where that is less.
         window_bytes: Of the model; a piece is long enough for the full context and short enough for many places.
+
+    Yields:
+        Pieces in order, not overlapping, ``min(limit_bytes, total_bytes)`` bytes in all.
+
+    Example:
+        >>> list(some_bytes([b"abc", b"defghijkl", b"mnop"], 16, limit_bytes=5, window_bytes=99))
+        [b'abc', b'de']
     """
     if total_bytes <= limit_bytes:
-        return iter(documents)
-    length = min(limit_bytes, _EXCERPT_WINDOWS * window_bytes)
-    return excerpts(documents, total_bytes, count=limit_bytes // length, length=length)
+        yield from (document[:] for document in documents)
+        return
+    count = max(1, limit_bytes // (_EXCERPT_WINDOWS * window_bytes))
+    place = start = owed = 0
+    for document in documents:
+        taken, size = 0, len(document)  # bytes of this document that are behind the last piece, and all
+        while True:
+            reached = place < count and place * total_bytes // count < start + size
+            if owed and taken < size:  # of the piece before
+                begin = taken
+            elif reached:
+                at = place * total_bytes // count - start
+                owed += (place + 1) * limit_bytes // count - place * limit_bytes // count
+                begin = max(taken, min(at, size - owed))
+                place += 1
+            else:
+                break
+            end = min(size, begin + owed)
+            if begin < end:
+                yield document[begin:end]
+                owed -= end - begin
+                taken = end
+        start += size
+        if place == count and not owed:
+            return
 
 
 class Counted:

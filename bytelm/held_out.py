@@ -4,14 +4,23 @@ import importlib.resources
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from bytelm.bounded_reading import FileBytes, read_at_most, size_of_regular
 from bytelm.checkpoint import read_corpus
 from bytelm.data.kinds import KINDS, group_of, kind_of
 from bytelm.data.shards import Corpus
 from bytelm.errors import ConfigError, CorpusError, SourceError
-from bytelm.evaluate import some_bytes
+from bytelm.evaluate import Document, some_bytes
 from bytelm.labels import document_type
 from bytelm.shipped import is_shipped
+
+_WHOLE_BYTES: Final = 1 << 30
+"""Of a file of the disk that is scored whole, at most: it is one document, and a document is held."""
+_STREAM_BYTES: Final = 64 << 20
+"""Of a device or a pipe, which is held to be read again."""
+_BEGINNING_BYTES: Final = 64 << 10
+"""Of a file, by which its kind is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +35,18 @@ class HeldOut:
 
     name: str
     raw_bytes: int
-    documents: Callable[[], Iterable[tuple[bytes, int]]]
+    documents: Callable[[], Iterable[tuple[Document, int]]]
 
     def some(self, limit_bytes: int | None, window_bytes: int) -> Iterator[tuple[bytes, str]]:
         """Documents, or pieces of them from evenly spread places, each with its type.
 
         Args:
-            limit_bytes: Bytes at most; all where None.
+            limit_bytes: Bytes to give, all there are where that is less; all where None.
             window_bytes: Of the model; see ``some_bytes``.
         """
         kind = 0
 
-        def passing() -> Iterator[bytes]:
+        def passing() -> Iterator[Document]:
             nonlocal kind
             for data, kind in self.documents():  # noqa: B007  the kind of the document that a piece is cut from
                 yield data
@@ -46,19 +55,46 @@ class HeldOut:
         for data in some_bytes(passing(), self.raw_bytes, limit_bytes=limit, window_bytes=window_bytes):
             yield data, document_type(data, KINDS[kind], group_of(kind))
 
+    def lacking(self, limit_bytes: int | None) -> tuple[str, ...]:
+        """What to tell people where there is less than they asked for: a line, or nothing."""
+        if limit_bytes is None or limit_bytes <= self.raw_bytes:
+            return ()
+        return (
+            f"{limit_bytes:,} bytes were asked for, and there are {self.raw_bytes:,} in {self.name}: all are scored",
+        )
 
-def of_file(path: Path) -> HeldOut:
-    """One file as one document.
+
+def of_file(path: Path, limit_bytes: int | None = None) -> HeldOut:
+    """One file as one document. Of a device or a pipe the beginning is taken, for it has no places to spread over.
+
+    Args:
+        path: Of the file.
+        limit_bytes: Bytes that will be asked of it; all where None.
 
     Raises:
-        SourceError: It cannot be read.
+        SourceError: It cannot be read, or is too large to be held.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}; give a file that exists") from error
-    kind = kind_of(path.name.encode(), content)
-    return HeldOut(name=str(path), raw_bytes=len(content), documents=lambda: [(content, kind)])
+    size = size_of_regular(path)
+    if size is None:
+        most = _STREAM_BYTES if limit_bytes is None else limit_bytes
+        content = read_at_most(path, min(most, _STREAM_BYTES) + 1)
+        if len(content) > _STREAM_BYTES:
+            raise SourceError(
+                f"{path} is no file of the disk and has more than {_STREAM_BYTES >> 20} MiB, which are the most that "
+                "are read of it; give --limit-bytes, at most that much"
+            )
+        cut = content[:most]
+        name = str(path) if len(cut) == len(content) else f"{path} (its first {len(cut):,} bytes)"
+        kind = kind_of(path.name.encode(), cut)
+        return HeldOut(name=name, raw_bytes=len(cut), documents=lambda: [(cut, kind)])
+    if size > _WHOLE_BYTES and (limit_bytes is None or limit_bytes >= size):
+        raise SourceError(
+            f"{path} has {size:,} bytes, and a file is scored as one document of at most {_WHOLE_BYTES >> 20} MiB; "
+            "give --limit-bytes to score pieces of it, or ingest it and give --corpus"
+        )
+    data = FileBytes(path, size)
+    kind = kind_of(path.name.encode(), data[:_BEGINNING_BYTES])
+    return HeldOut(name=str(path), raw_bytes=size, documents=lambda: [(data, kind)])
 
 
 def of_own_modules() -> HeldOut:
@@ -90,7 +126,9 @@ def of_corpus(corpus: Corpus, split: str) -> HeldOut:
     )
 
 
-def open_held_out(checkpoint: Path, *, file: Path | None, corpus: str | Path | None, split: str) -> HeldOut:
+def open_held_out(
+    checkpoint: Path, *, file: Path | None, corpus: str | Path | None, split: str, limit_bytes: int | None = None
+) -> HeldOut:
     """What a person asked for: a file, a corpus, or else the corpus that the run was trained on.
 
     The corpus of a model that ships with bytelm is not here: it reads bytelm's own code.
@@ -103,7 +141,7 @@ def open_held_out(checkpoint: Path, *, file: Path | None, corpus: str | Path | N
     if file is not None and corpus is not None:
         raise ConfigError("--file and --corpus are both given; one is scored, leave one out")
     if file is not None:
-        return of_file(file)
+        return of_file(file, limit_bytes)
     if corpus is None and is_shipped(checkpoint):
         return of_own_modules()
     return of_corpus(_corpus_of(checkpoint) if corpus is None else Corpus.open(corpus), split)

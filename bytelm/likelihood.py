@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.engine import NOT_FINITE
+from bytelm.errors import GenerationError
 from bytelm.model import ByteLM
 from bytelm.scoring import batches, default_stride, score, windows
 
@@ -54,6 +56,9 @@ def likelihoods(
 
     Returns:
         One for each pair, in order.
+
+    Raises:
+        GenerationError: A score is not finite.
     """
     found = [Likelihood(np.zeros(len(after)), np.zeros(len(after), np.bool_)) for _, after in pairs]
     documents = (before + after for before, after in pairs)
@@ -70,6 +75,8 @@ def likelihoods(
             used = slice(window.first, window.reads)
             begin = window.start + window.first - begins[window.document]
             place = slice(begin, begin + window.reads - window.first)
+            if not np.isfinite(nats_BL[row, used]).all():
+                raise GenerationError(f"text {window.document + 1} of those that are scored: {NOT_FINITE}")
             found[window.document].nats[place] = -nats_BL[row, used]
             found[window.document].greedy[place] = greedy_BL[row, used]
         after_batch(len(batch))

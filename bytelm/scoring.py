@@ -112,6 +112,9 @@ def windows(
     """
     firsts = itertools.repeat(0) if begins is None else begins
     for number, (document, begin) in enumerate(zip(documents, firsts, strict=False)):
+        if vocabulary is BYTES:
+            yield from _of_bytes(document, number, begin, context, stride, heads)
+            continue
         ids = np.concatenate(([EOD], vocabulary.encode(document)))
         inputs = len(ids) - 1  # of the last id nothing is asked
         size_I = vocabulary.sizes[ids]
@@ -124,6 +127,20 @@ def windows(
             if end > begin:
                 yield Window(ids[first : end + heads], end - first, max(seen, begin) - first, number, first)
             seen, start = end, start + stride
+
+
+def _of_bytes(document: bytes, number: int, begin: int, context: int, stride: int, heads: int) -> Iterator[Window]:
+    """The same where every byte is an id: a document's ids are eight times its size and need not be there at once."""
+    inputs, seen = len(document), 0
+    for start in itertools.count(0, stride):
+        if seen >= inputs:
+            return
+        end = min(start + context, inputs)
+        if end > begin:
+            ids = BYTES.encode(document[max(0, start - 1) : end + heads - 1])
+            ids = ids if start else np.concatenate(([EOD], ids))
+            yield Window(ids, end - start, max(seen, begin) - start, number, start)
+        seen = end
 
 
 def batches(cut: Iterator[Window]) -> Iterator[list[Window]]:
@@ -179,7 +196,8 @@ def score(model: ByteLM, batch: list[Window], heads: int) -> Scores:
 def agreement(scores: Scores) -> Tensor:
     """Where heads 0 … k all named what head 0 names once it has read that far, (K, B, L).
 
-    False where the window does not read far enough to ask head 0 about the last head.
+    False where the window does not read far enough to ask head 0 about the last head: everywhere in a batch of
+    documents that are shorter than K.
     """
     heads, length = len(scores.named_kBL), scores.used_BL.shape[1]
     reads_B1 = torch.tensor([window.reads for window in scores.windows], device=scores.used_BL.device).unsqueeze(1)
@@ -188,7 +206,8 @@ def agreement(scores: Scores) -> Tensor:
     kept = []
     for head in range(heads):
         same_BL = torch.zeros_like(agreed_BL)
-        same_BL[:, : length - head] = scores.named_kBL[head, :, : length - head] == scores.named_kBL[0, :, head:]
+        far = max(0, length - head)  # places at which the window goes on that far
+        same_BL[:, :far] = scores.named_kBL[head, :, :far] == scores.named_kBL[0, :, length - far :]
         agreed_BL = agreed_BL & same_BL
         kept.append(agreed_BL)
     return torch.stack(kept)

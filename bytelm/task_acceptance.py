@@ -41,6 +41,7 @@ def acceptance(request: Request) -> Result:
     for title, key in (("word place", "by_word_place"), ("script", "by_script"), ("type", "by_type")):
         parts = [f"{name} {share(part['bytes_per_step'])}" for name, part in list(forced[key].items())[:12]]
         lines.append(f"bytes per step by {title} of the step's first byte: {'; '.join(parts)}")
+    lines += request.held_out().lacking(request.limit_bytes)
     return Result(facts={**free, "teacher_forced": forced}, lines=tuple(lines), samples=tuple(samples))
 
 

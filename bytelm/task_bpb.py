@@ -71,6 +71,7 @@ def bpb(request: Request) -> Result:
         "bits_per_byte": found.bits.by_head[0],
         "bits_per_byte_by_head": list(found.bits.by_head),
         "scored_bytes": found.bits.scored_bytes,
+        "limit_bytes": request.limit_bytes,
         "documents": found.bits.documents,
         "context_bytes": context,
         "stride": stride,
@@ -79,7 +80,7 @@ def bpb(request: Request) -> Result:
         "by_script": {name: _part_facts(part) for name, part in found.by_script.items()},
         "compressors": compressors.bits_per_byte(),
     }
-    lines = [*_lines(found, facts["compressors"])]
+    lines = [*_lines(found, facts["compressors"]), *held_out.lacking(request.limit_bytes)]
     if request.compress:
         facts["arithmetic_coding"] = coded = _round_trip(request, context, stride, found)
         lines.append(

@@ -1,10 +1,12 @@
+from collections import Counter
+
 import pytest
 
 from bytelm.breakdown import break_down
 from bytelm.config import HeadFamily, RunConfig
 from bytelm.errors import ConfigError, CorpusError
 from bytelm.evaluate import bits_per_byte
-from bytelm.labels import WORD_PLACES
+from bytelm.labels import WORD_PLACES, scripts, word_places
 from bytelm.model import ByteLM
 
 DOCUMENTS = [
@@ -66,6 +68,19 @@ def test_every_way_to_part_the_bytes_gives_them_all() -> None:
     assert list(found.by_word_place) == list(WORD_PLACES)
     assert found.by_script["han"].bytes == 4 * len("世界".encode())
     assert found.by_script["cyrillic"].bytes == 2 * len("словоидело")
+
+
+@pytest.mark.parametrize("context", [1, 5, 300])
+def test_a_byte_has_the_label_that_it_has_in_its_whole_document(context: int) -> None:
+    documents = [*DOCUMENTS, (b"a" * 40 + b" \xff\xe4\xb8 bcdefgh", "binary")]
+    found = break_down(tiny_model(), documents, context_bytes=context, stride=max(1, context // 2))
+    words, written = Counter[str](), Counter[str]()
+    for data, _ in documents:
+        codes, names = scripts(data)
+        words.update(WORD_PLACES[place] for place in word_places(data))
+        written.update(names[code] for code in codes)
+    assert {name: part.bytes for name, part in found.by_word_place.items()} == words
+    assert {name: part.bytes for name, part in found.by_script.items()} == written
 
 
 def test_many_documents_are_labelled_as_their_own() -> None:

@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytelm.breakdown import break_down
 from bytelm.config import HeadFamily, RunConfig
 from bytelm.errors import ConfigError, CorpusError
-from bytelm.evaluate import bits_per_byte, excerpts
+from bytelm.evaluate import bits_per_byte, excerpts, some_bytes
 from bytelm.model import ByteLM
-from bytelm.vocab import BYTE_COUNT, EOD, VOCABULARY_SIZE
+from bytelm.scoring import windows
+from bytelm.vocab import BYTE_COUNT, BYTES, EOD, VOCABULARY_SIZE, Vocab
 
 ODD_DOCUMENTS = [
     b"",
@@ -229,3 +231,65 @@ def test_excerpts_are_in_the_documents_in_order_and_never_too_many(
         assert max(map(len, pieces)) <= length
     else:
         assert b"".join(pieces) == whole
+
+
+def bytes_as_several() -> Vocab:
+    """Bytes, read the way in which ids of several bytes are."""
+    return type("Bytes", (type(BYTES),), {})()
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4), st.integers(1, 12), st.data())
+def test_windows_of_bytes_are_those_that_ids_of_any_size_have(
+    documents: list[bytes], context: int, data: st.DataObject
+) -> None:
+    stride, begins = data.draw(st.integers(1, context)), [data.draw(st.integers(0, 41)) for _ in documents]
+    for asked in (None, begins):
+        settings = {"context": context, "stride": stride, "heads": 3, "begins": asked}
+        found, expected = (
+            list(windows(documents, vocabulary, **settings)) for vocabulary in (BYTES, bytes_as_several())
+        )
+        assert [(one.ids.tolist(), one.reads, one.first, one.document, one.start) for one in found] == [
+            (one.ids.tolist(), one.reads, one.first, one.document, one.start) for one in expected
+        ]
+
+
+@pytest.mark.parametrize("family", ["linear", "transformer", "anticausal"])
+@pytest.mark.parametrize("size", [1, 2, 3, 6, 7])
+def test_documents_shorter_than_the_heads_look_are_scored(family: HeadFamily, size: int) -> None:
+    documents = [b"1234567"[:size]] * 3
+    found = bits_per_byte(tiny_model(family, heads=8), documents, context_bytes=16)
+    assert found.scored_bytes == 3 * size
+    assert [bits is None for bits in found.by_head] == [head >= size for head in range(8)]
+    assert found.agreement_by_head == (None,) * 8
+    assert found.bytes_per_step_estimate is None
+    parts = break_down(tiny_model(family, heads=8), [(data, "text") for data in documents], context_bytes=16)
+    assert parts.bits == found
+    assert parts.by_type["text"].bytes_per_step is None
+
+
+@given(
+    st.lists(st.binary(max_size=40), max_size=12),
+    st.integers(1, 300),
+    st.integers(1, 5),
+)
+def test_as_many_bytes_are_given_as_were_asked_for(documents: list[bytes], limit: int, window: int) -> None:
+    whole, size = b"".join(documents), sum(map(len, documents))
+    pieces = list(some_bytes(documents, size, limit_bytes=limit, window_bytes=window))
+    assert sum(map(len, pieces)) == min(limit, size)
+    place = 0
+    for piece in pieces:  # in order, not overlapping, each from one document
+        place = whole.index(piece, place) + len(piece)
+        assert any(piece in document for document in documents)
+
+
+def test_some_bytes_are_spread_and_go_on_in_the_next_documents_where_one_ends() -> None:
+    notes = [f"note {number:04}\n".encode() for number in range(1000)]
+    pieces = list(some_bytes(notes, 10_000, limit_bytes=800, window_bytes=10))
+    assert b"".join(pieces).count(b"note") == 80
+    firsts = sorted({int(piece[5:9]) // 100 for piece in pieces if len(piece) == 10})
+    assert firsts == list(range(10))
+
+
+def test_a_place_at_the_end_of_a_document_is_given_all_the_same() -> None:
+    pieces = list(some_bytes([b"abc", bytes(range(100, 200))], 103, limit_bytes=51, window_bytes=4))
+    assert list(map(len, pieces)) == [3, 48]
