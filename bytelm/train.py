@@ -156,7 +156,17 @@ def train(
                 yield from log(job, learnt, min(fraction, 1.0))
             best = False
             if job.held_out and (finished or state.step % settings.validate_every_steps == 0):
-                best = yield from validate(job, should_stop)
+                if state.saved_step is None and learnt.fault is None:  # what goes wrong in the first one loses nothing
+                    state.safety.validation_due = True
+                    yield from save(job)
+                try:
+                    best = yield from validate(job, should_stop)
+                except Exception:
+                    # Of several processes the others may not have failed, and saving is for all of them together.
+                    if ranks.count == 1 and learnt.fault is None and state.saved_step != state.step:
+                        yield from save(job)  # the validation stays due, and is made again
+                        yield from saved(job, wait=True)
+                    raise
             # Not while nothing is finite: the last good checkpoint is the one to go back to.
             if finished or best or (state.step % settings.save_every_steps == 0 and learnt.fault is None):
                 yield from save(job, best=best)
