@@ -11,15 +11,18 @@ first; text is decoded from them with a stated policy for invalid ones.
 """
 
 import dataclasses
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from bytelm.arguments import Text, bytes_of, kind_of, settings_from, several_of, shown
 from bytelm.checkpoint_files import ModelFiles, find_model, read_config
 from bytelm.decode import DecodePlan, Request, context_start, decode_batch, decode_steps, generate, slid_start
 from bytelm.device import choose_decoding_threads, choose_device, means_cpu
@@ -52,7 +55,7 @@ class GenerateOptions(TypedDict, total=False):
     repetition_penalty: float
     seed: int
     sequence: int
-    stop: str | bytes | Sequence[str | bytes]
+    stop: Text | Iterable[Text] | None
     utf8: bool
     logprobs: bool
     exact: Exactness
@@ -200,7 +203,7 @@ class LanguageModel:
         path = self._path.absolute() if self._path.exists() else self._path  # a name means a shipped model
         return _load_again, (str(path), self._reload)
 
-    def generate(self, prompt: str | bytes, **options: Unpack[GenerateOptions]) -> Generation:
+    def generate(self, prompt: Text, **options: Unpack[GenerateOptions]) -> Generation:
         """Continue a prompt and return the whole output with its statistics.
 
         Args:
@@ -213,18 +216,19 @@ class LanguageModel:
         Example:
             ``model.generate("def ", max_bytes=64, stop="\\n\\n").text``
         """
+        settings = settings_from("generate", options)
         return generate(
-            self.decoder, _bytes(prompt), _settings(options), context_bytes=self.context_bytes, tuned=self.plan()
+            self.decoder, bytes_of("prompt", prompt), settings, context_bytes=self.context_bytes, tuned=self.plan()
         )
 
     def generate_batch(
-        self, prompts: Sequence[str | bytes], *, slots: int = 8, **options: Unpack[GenerateOptions]
+        self, prompts: Iterable[Text], *, slots: int = 8, **options: Unpack[GenerateOptions]
     ) -> list[Generation]:
         """Continue several prompts side by side; each gets the bytes that it would get alone.
 
         Args:
-            prompts: Beginnings of documents, of any lengths.
-            slots: Prompts at a time.
+            prompts: Beginnings of documents, of any lengths; all are looked at before the first is continued.
+            slots: Prompts at a time, at least 1.
             **options: As of ``generate``; prompt n is sequence ``sequence`` + n, so that each has noise of its own.
 
         Returns:
@@ -233,20 +237,23 @@ class LanguageModel:
         Raises:
             GenerationError: As ``generate``.
         """
-        first = _settings(options)
-        settings = [dataclasses.replace(first, sequence=first.sequence + place) for place in range(len(prompts))]
-        asked = [Request(_bytes(prompt), one) for prompt, one in zip(prompts, settings, strict=True)]
+        first = settings_from("generate_batch", options)
+        given = several_of("prompts", prompts)
+        if isinstance(slots, bool) or not isinstance(slots, Integral) or slots < 1:
+            raise GenerationError(f"slots = {shown(slots)} is no number of prompts at a time; give 1 or more")
+        settings = [dataclasses.replace(first, sequence=first.sequence + place) for place in range(len(given))]
+        asked = [Request(prompt, one) for prompt, one in zip(given, settings, strict=True)]
         steps: list[list[Step]] = [[] for _ in asked]
         begin = time.perf_counter()
         for index, step in decode_batch(
-            self.decoder, asked, context_bytes=self.context_bytes, slots=slots, tuned=self.plan()
+            self.decoder, asked, context_bytes=self.context_bytes, slots=int(slots), tuned=self.plan()
         ):
             steps[index].append(step)
         elapsed_s = time.perf_counter() - begin
         return [Generation.of(one, prediction_heads=self.head_count, elapsed_s=elapsed_s) for one in steps]
 
     def stream(
-        self, prompt: str | bytes, *, invalid: InvalidBytes = "replace", **options: Unpack[GenerateOptions]
+        self, prompt: Text, *, invalid: InvalidBytes = "replace", **options: Unpack[GenerateOptions]
     ) -> Iterator[Piece]:
         """Continue a prompt and hand out bytes as they are accepted: together, the bytes of ``generate``.
 
@@ -262,9 +269,13 @@ class LanguageModel:
             GenerationError: At the call, if a setting is impossible or has no effect; while iterating, if the model's
                 logits are not finite or bytes are invalid and ``invalid`` is ``strict``.
         """
-        return self._pieces(_bytes(prompt), _settings(options), TextDecoder(invalid))
+        settings = settings_from("stream", options)
+        if not isinstance(invalid, str):
+            known = ", ".join(get_args(InvalidBytes))
+            raise GenerationError(f"invalid = {shown(invalid)} is no name of a policy; known: {known}")
+        return self._pieces(bytes_of("prompt", prompt), settings, TextDecoder(invalid))
 
-    def score(self, prompt: str | bytes, continuation: str | bytes) -> npt.NDArray[np.float64]:
+    def score(self, prompt: Text, continuation: Text) -> npt.NDArray[np.float64]:
         """Log-probability of each byte of a continuation, every byte before it being given.
 
         The distribution is head 0's softmax over all V ids, as in training; sampling at temperature 1 leaves out the
@@ -285,7 +296,7 @@ class LanguageModel:
                 f"the probability of a byte was asked for, and ids of {self.vocabulary.name} stand for several; "
                 "bytelm eval --task bpb scores whole documents"
             )
-        given, wanted = _bytes(prompt), _bytes(continuation)
+        given, wanted = bytes_of("prompt", prompt), bytes_of("continuation", continuation)
         if self.engine is None:
             return _score(self.model, given, wanted, self.context_bytes)
         from bytelm.decoding import engine_score
@@ -323,9 +334,20 @@ def load(
         ConfigError: The device cannot be used here, or int8 without the engine.
         GenerationError: There is not enough memory.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path = {shown(path)} is {kind_of(path)}; give the folder of a run, as text or a Path")
     path = Path(path)
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads = {threads} is none; give 1 or more, or leave it out")
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:
+            raise ConfigError(f"threads = {shown(threads)} is none; give 1 or more, or leave it out")
+        threads = int(threads)
+    if type(device).__module__ == "torch" and type(device).__name__ == "device":
+        device = str(device)
+    if not isinstance(device, str):
+        raise ConfigError(f"device = {shown(device)} is {kind_of(device)}; give the name of a torch device, or auto")
+    if not isinstance(precision, str) or precision not in get_args(WeightPrecision):
+        known = ", ".join(get_args(WeightPrecision))
+        raise ConfigError(f"precision = {shown(precision)} is unknown; known: {known}")
     reload = {"device": device, "precision": precision, "threads": threads}
     on_cpu = means_cpu(device)
     reason = unavailable_reason() if on_cpu else f"the engine decodes on CPUs, and the device is {device}"
@@ -373,23 +395,6 @@ def _load_again(path: str, keywords: dict[str, Any]) -> LanguageModel:
 def _window_bytes(config: "RunConfig | None") -> int:
     assert config is not None
     return config.data.window_bytes
-
-
-def _bytes(text: str | bytes) -> bytes:
-    if isinstance(text, bytes):
-        return text
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise GenerationError(
-            f"the text holds a lone surrogate at character {error.start}, which UTF-8 cannot encode; give bytes instead"
-        ) from error
-
-
-def _settings(options: GenerateOptions) -> GenerateSettings:
-    stop = options.get("stop", ())
-    stops = (stop,) if isinstance(stop, str | bytes) else tuple(stop)
-    return GenerateSettings(**{**options, "stop": tuple(_bytes(one) for one in stops)})
 
 
 def _score(model: "ByteLM", prompt: bytes, continuation: bytes, context_bytes: int) -> npt.NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """What is asked of the decoder and what it gives: settings, one step, a whole generation."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from bytelm.drafting import LOOKUP, DraftPolicy
 from bytelm.errors import GenerationError
@@ -55,13 +56,13 @@ class GenerateSettings:
     exact: Exactness = "auto"
 
     def __post_init__(self) -> None:
-        self._check_types()
+        self._take_values()
         if self.max_bytes < 0:
             raise GenerationError(f"max_bytes = {self.max_bytes} is negative; use 0 or more")
         choices = (("draft", DraftPolicy), ("exact", Exactness))
         for name, value, known in ((name, getattr(self, name), known) for name, known in choices):
-            if value not in get_args(known):
-                raise GenerationError(f"{name} = {value!r} is unknown; use {' or '.join(get_args(known))}")
+            if not isinstance(value, str) or value not in get_args(known):
+                raise GenerationError(f"{name} = {_short(value)} is unknown; use {' or '.join(get_args(known))}")
         if not all(self.stop):
             raise GenerationError("a stop string is empty and would stop before the first byte; leave it out")
         if not 1.0 <= self.repetition_penalty <= 100.0:
@@ -70,18 +71,30 @@ class GenerateSettings:
             raise GenerationError("a stop string is no UTF-8 and would cut a character; change it, or set utf8 = False")
         self.sampler()
 
-    def _check_types(self) -> None:
+    def _take_values(self) -> None:
+        """Check the kind of each value, and hold what other libraries have for it as Python's own."""
         numbers = (("max_bytes", int), ("seed", int), ("sequence", int), ("top_k", int), ("temperature", float))
         for name, kind in (*numbers, ("top_p", float), ("min_p", float), ("repetition_penalty", float)):
-            value = getattr(self, name)
-            left_out = value is None and name in ("top_k", "top_p", "min_p")
-            if isinstance(value, bool) or not (left_out or isinstance(value, Integral if kind is int else Real)):
-                raise GenerationError(f"{name} = {value!r} is no {'whole ' if kind is int else ''}number; give one")
+            value: Any = getattr(self, name)
+            if value is None and name in ("top_k", "top_p", "min_p"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+                whole = "whole " if kind is int else ""
+                raise GenerationError(f"{name} = {_short(value)} is no {whole}number; give one")
+            given: Any = value
+            try:
+                object.__setattr__(self, name, kind(given))
+            except OverflowError as error:
+                raise GenerationError(
+                    f"{name} is larger than any number that can be used; give a smaller one"
+                ) from error
         for name in ("utf8", "logprobs"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise GenerationError(f"{name} = {value!r} is neither true nor false; give one of them")
+            value = getattr(self, name)
+            if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # numpy's, by its names
+                raise GenerationError(f"{name} = {_short(value)} is neither true nor false; give one of them")
+            object.__setattr__(self, name, bool(value))
         if not isinstance(self.stop, tuple) or not all(isinstance(stop, bytes) for stop in self.stop):
-            raise GenerationError(f"stop = {self.stop!r} is no tuple of bytes; give one")
+            raise GenerationError(f"stop = {_short(self.stop)} is no tuple of bytes; give one")
 
     def sampler(self, choices: int = CHOICES) -> Sampler:
         """The rule of choice that these settings name, among so many ids."""
@@ -100,6 +113,11 @@ class GenerateSettings:
         return NextByte(
             self.sampler(choices), utf8=self.utf8, repetition_penalty=self.repetition_penalty, max_bytes=self.max_bytes
         )
+
+
+def _short(value: object) -> str:
+    """A value in a message of one line."""
+    return reprlib.repr(value)
 
 
 class Step(NamedTuple):

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,125 @@ def test_impossible_options_are_refused_at_the_call(model: LanguageModel) -> Non
         model.generate("x", stop="")
     with pytest.raises(GenerationError, match="surrogate at character 1"):
         model.generate("a\ud800")
-    with pytest.raises(TypeError):
-        model.generate("x", max_tokens=5)  # pyright: ignore[reportCallIssue]  # the wrong keyword is the point
+    for wrong in (TypeError, GenerationError):
+        with pytest.raises(wrong, match=r"generate has no keyword 'max_byte'; did you mean max_bytes\?"):
+            model.generate("x", max_byte=5)  # pyright: ignore[reportCallIssue]  # the wrong keyword is the point
+
+
+def test_text_and_bytes_of_any_kind_are_taken(model: LanguageModel) -> None:
+    expected = model.generate("nö", max_bytes=8).data
+    numbers: Any = np.frombuffer("nö".encode(), np.uint8)
+    givens: list[Any] = [
+        bytearray("nö".encode()), memoryview("nö".encode()), np.str_("nö"), np.bytes_("nö".encode()), numbers,
+        np.array("nö"), memoryview(numbers),
+    ]  # fmt: skip
+    for given in givens:
+        assert model.generate(given, max_bytes=8).data == expected
+        assert model.score(given, given).tolist() == model.score("nö", "nö").tolist()
+        assert b"".join(piece.data for piece in model.stream(given, max_bytes=8)) == expected
+    for several in (givens, tuple(givens), iter(givens), np.array(["nö"] * 2), dict.fromkeys(["nö"]).keys()):
+        assert {one.data for one in model.generate_batch(several, max_bytes=8)} == {expected}
+
+
+def test_no_stop_and_stops_of_any_kind_are_taken(model: LanguageModel) -> None:
+    whole = model.generate("s", max_bytes=40, temperature=1.0).data
+    assert model.generate("s", max_bytes=40, temperature=1.0, stop=None).data == whole
+    place = next(place for place in range(10, 40) if whole[place] < 128)
+    stop = whole[place : place + 1]
+    givens: list[Any] = [bytearray(stop), memoryview(stop), np.str_(stop.decode()), {stop}, np.array([stop.decode()])]
+    for given in [*givens, (one for one in [stop])]:
+        assert model.generate("s", max_bytes=40, temperature=1.0, stop=given).data == whole[: whole.index(stop)]
+
+
+def test_numbers_of_other_libraries_are_taken(model: LanguageModel) -> None:
+    expected = model.generate("x", max_bytes=9, temperature=0.5, top_k=5, seed=2**62 + 1, logprobs=True)
+    options: Any = {"temperature": np.float64(0.5), "top_k": np.uint8(5), "seed": np.int64(2**62 + 1)}
+    options |= {"max_bytes": np.int16(9), "logprobs": np.bool_(True)}
+    found = model.generate("x", **options)
+    assert (found.data, found.logprobs) == (expected.data, expected.logprobs)
+    slots: Any = np.int32(2)
+    assert model.generate_batch(["x"], max_bytes=3, slots=slots)[0].data == model.generate("x", max_bytes=3).data
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (5, "prompt = 5 is of type int, and neither text nor bytes"),
+        (None, "prompt = None is None"),
+        (["x"], "for several prompts there is generate_batch"),
+        (Path("x"), "prompt = PosixPath"),
+        (memoryview(array("d", [1.0])), "prompt = <memory"),
+        (np.ones(2), "of type ndarray"),
+    ],
+)
+def test_what_is_no_text_is_named(model: LanguageModel, given: Any, message: str) -> None:
+    calls = (model.generate, model.stream, lambda one: model.score(one, "x"))
+    for call in calls:
+        with pytest.raises(GenerationError, match=message):
+            call(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": 5}, "stop = 5 is of type int"),
+        ({"stop": ["a", 5]}, r"stop\[1\] = 5"),
+        ({"stop": {"a": 1}}, "stop = .* is of type dict"),
+        ({"max_bytes": "5"}, "max_bytes = '5' is no whole number"),
+        ({"max_bytes": 5.0}, "max_bytes = 5.0 is no whole number"),
+        ({"temperature": "hot"}, "temperature = 'hot' is no number"),
+        ({"temperature": 10**400}, "temperature is larger than any number"),
+        ({"temperature": math.nan}, "temperature = nan"),
+        ({"draft": None}, "draft = None is unknown"),
+        ({"draft": np.ones(2)}, "draft = array"),
+        ({"utf8": 1}, "utf8 = 1 is neither true nor false"),
+        ({"slots": 0}, "slots = 0 is no number of prompts"),
+        ({"slots": 2.0}, "slots = 2.0"),
+        ({"slots": True}, "slots = True"),
+        ({"slots": None}, "slots = None"),
+        ({"stops": "x"}, "generate_batch has no keyword 'stops'; did you mean stop"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(model: LanguageModel, options: Any, message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        model.generate_batch(["x"], **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("abc", "prompts = 'abc' is one text; give a list"),
+        (b"abc", "is one text"),
+        (None, "prompts = None is None; give a list"),
+        ({"a": "b"}, "of type dict"),
+        ({"a"}, "of type set"),
+        (["a", None], r"prompts\[1\] = None"),
+        (["a", "\ud800"], r"prompts\[1\]: .*surrogate at character 0"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_named(model: LanguageModel, prompts: Any, message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        model.generate_batch(prompts)
+
+
+def test_no_prompts_are_answered_with_nothing(model: LanguageModel) -> None:
+    assert model.generate_batch([]) == []
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"path": None}, "path = None is None"),
+        ({"path": 5}, "path = 5"),
+        ({"device": None}, "device = None"),
+        ({"precision": "fp16"}, "precision = 'fp16' is unknown"),
+        ({"threads": "2"}, "threads = '2'"),
+        ({"threads": True}, "threads = True"),
+    ],
+)
+def test_a_keyword_of_load_that_cannot_be_is_named(run: Path, keywords: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(**{"path": run, **keywords})
 
 
 def test_a_device_that_is_not_there_and_a_run_that_is_not_there_are_named(run: Path, tmp_path: Path) -> None:
