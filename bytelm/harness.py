@@ -6,16 +6,34 @@ a byte depends on its place alone; no text is turned into tokens, so nothing dep
 """
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from bytelm.api import LanguageModel, load
-from bytelm.errors import BytelmError, ConfigError
+from bytelm.api import GenerateOptions, LanguageModel, load
+from bytelm.arguments import bytes_of, settings_from, shown
+from bytelm.errors import BytelmError, ConfigError, GenerationError
 from bytelm.likelihood import likelihoods
 
 NAME: Final = "bytelm"
 _MAX_BYTES: Final = 1024
+_LIMITS: Final = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_PASSED_ON: Final = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+    "top_k": (0, -1),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "length_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "no_repeat_ngram_size": (0,),
+    "typical_p": (1.0,),
+    "early_stopping": (False,),
+    "use_cache": (False, True),
+}
+"""Values with which a setting asks for nothing: what other models have by default, or what changes no text."""
 _HARNESS_DEVICE: Final = "cuda:0"  # what the harness passes on where nobody has said --device, GPU or not
 
 
@@ -33,7 +51,7 @@ class Scorer:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """For each context and continuation: nats, at most 0, and whether greedy decoding would write it."""
-        as_bytes = [(before.encode(), after.encode()) for before, after in pairs]
+        as_bytes = [(bytes_of("a context", before), bytes_of("a continuation", after)) for before, after in pairs]
         found = likelihoods(self.model.model, as_bytes, context_bytes=self.model.context_bytes)
         return [(one.total, one.is_greedy) for one in found]
 
@@ -41,26 +59,81 @@ class Scorer:
         """For each text its nats, from its first byte on."""
         return [nats for nats, _ in self.loglikelihood([("", text) for text in texts])]
 
-    def generate_until(self, requests: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
-        """For each prompt with its settings (``until``, ``max_gen_toks`` in bytes, ``temperature``) what is written.
+    def generate_until(self, requests: Iterable[tuple[str, dict[str, Any] | None]]) -> list[str]:
+        """For each prompt with its settings what is written; all settings are looked at before the first is.
+
+        ``settings_of`` says what they mean. Prompt n has noise of its own, whatever the seed.
 
         Raises:
-            GenerationError: A setting is impossible.
+            GenerationError: A setting is impossible or cannot be honoured.
         """
-        answers = []
-        for number, (prompt, asked) in enumerate(requests):
-            until = asked.get("until") or ()
-            stops = [until] if isinstance(until, str) else [stop for stop in until if stop]
-            sampled = bool(asked.get("do_sample", float(asked.get("temperature", 0.0)) > 0))
-            found = self.model.generate(
-                prompt,
-                max_bytes=int(asked.get("max_gen_toks", self.max_bytes)),
-                temperature=float(asked.get("temperature", 0.0)) if sampled else 0.0,
-                seed=number,
-                stop=stops,
+        asked = [
+            (prompt, settings_of(given or {}, self.max_bytes, number))
+            for number, (prompt, given) in enumerate(requests)
+        ]
+        return [self.model.generate(prompt, **options).text for prompt, options in asked]
+
+
+def settings_of(given: Mapping[str, Any], max_bytes: int, number: int) -> GenerateOptions:
+    """What the settings of a request mean here, as lm-evaluation-harness 0.4.13 documents them; null is left out.
+
+    ``until`` and ``stop`` end the text, each a string or a list. ``max_gen_toks`` limits it, in bytes; its other names
+    are ``max_new_tokens``, ``max_tokens`` and ``max_completion_tokens``, and the first of these counts. ``do_sample``
+    says whether the text is drawn: without it a temperature above 0 says so, and with it alone the temperature is 1.
+    ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty`` and ``seed`` are those of ``generate``.
+
+    Args:
+        given: By name.
+        max_bytes: Where no limit is given.
+        number: Of the request.
+
+    Raises:
+        GenerationError: There is another setting, or one that has no effect.
+    """
+    asked = {name: value for name, value in given.items() if value is not None and not _asks_nothing(name, value)}
+    known = (*_LIMITS, "until", "stop", "do_sample", "temperature", *_PASSED_ON)
+    for name, value in asked.items():
+        if name not in known:
+            hint = "; give max_gen_toks instead" if name == "max_length" else ""
+            raise GenerationError(
+                f"the setting {name} = {shown(value)} of a task cannot be honoured{hint}; known: {', '.join(known)}"
             )
-            answers.append(found.text)
-        return answers
+    temperature, do_sample = asked.get("temperature"), asked.get("do_sample")
+    if do_sample is not None and not isinstance(do_sample, bool):
+        raise GenerationError(f"do_sample = {shown(do_sample)} is neither true nor false; give one of them")
+    if do_sample and temperature == 0:
+        raise GenerationError(f"do_sample = True, and temperature = {temperature} is greedy; leave one of them out")
+    if do_sample is None:
+        do_sample = temperature is not None and temperature != 0
+    limits = [asked[name] for name in _LIMITS if name in asked]
+    options: dict[str, Any] = {name: asked[name] for name in _PASSED_ON if name in asked}
+    options |= {
+        "max_bytes": _whole(limits[0]) if limits else max_bytes,
+        "temperature": (1.0 if temperature is None else temperature) if do_sample else 0.0,
+        "stop": [stop for name in ("until", "stop") for stop in _stops(name, asked.get(name, ()))],
+    }
+    # Without a seed of the task each request has one of its own; with it, a sequence of its own.
+    options |= {"sequence": number} if "seed" in asked else {"seed": number}
+    settings_from("generate", options)
+    return cast(GenerateOptions, options)
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    neutral = _NEUTRAL.get(name, ())
+    return any(isinstance(one, bool) == isinstance(value, bool) and one == value for one in neutral)
+
+
+def _stops(name: str, value: Any) -> list[str]:
+    """Strings that end a text; an empty one would end it before it begins, and the harness means none by it."""
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, list | tuple) or not all(one is None or isinstance(one, str) for one in several):
+        raise GenerationError(f"{name} = {shown(value)} is no text and no list of texts; give one of them")
+    return [one for one in several if one]
+
+
+def _whole(value: Any) -> Any:
+    """A whole number, where a file of YAML may have it with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def adapter() -> type:
@@ -83,8 +156,8 @@ def adapter() -> type:
         def __init__(
             self,
             run: str = "",
-            device: str = "auto",
-            max_bytes: int = _MAX_BYTES,
+            device: str | None = "auto",
+            max_bytes: int | str = _MAX_BYTES,
             batch_size: Any = None,  # the harness passes these on, and batches here are as large as they may be
             max_batch_size: Any = None,
             **others: Any,
@@ -96,8 +169,13 @@ def adapter() -> type:
                 raise ConfigError(
                     f"--model_args of the model bytelm: {unknown}; give run=FOLDER, and max_bytes=N if wanted"
                 )
-            place = "auto" if device == _HARNESS_DEVICE else device
-            self._scorer = Scorer(load(Path(run), device=place, precision="float32"), int(max_bytes))
+            most = int(max_bytes) if str(max_bytes).isdecimal() else 0
+            if most < 1:
+                raise ConfigError(
+                    f"--model_args of the model bytelm: max_bytes = {max_bytes!r} is none; give 1 or more"
+                )
+            place = "auto" if device in (_HARNESS_DEVICE, None) else device
+            self._scorer = Scorer(load(Path(run), device=place, precision="float32"), most)
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             """See ``Scorer``."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bytelm.api import LanguageModel
 from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.config import RunConfig
-from bytelm.errors import ConfigError
+from bytelm.errors import ConfigError, GenerationError
 from bytelm.harness import Scorer, adapter
 from bytelm.model import ByteLM
 
@@ -56,6 +56,95 @@ def test_answers_end_at_a_stop_or_at_the_limit() -> None:
     assert plain == greedy == whole
     assert short == SCORER.model.generate("a", max_bytes=3).text
     assert stopped == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
+def test_a_limit_has_all_the_names_that_the_harness_gives_it(name: str) -> None:
+    expected = [SCORER.model.generate("a", max_bytes=3).text]
+    for value in (3, 3.0):
+        assert SCORER.generate_until([("a", {name: value, "until": []})]) == expected
+    assert SCORER.generate_until([("a", {name: None})]) == [SCORER.model.generate("a", max_bytes=8).text]
+
+
+def test_of_several_limits_the_first_in_the_order_of_the_harness_counts() -> None:
+    given = {"max_completion_tokens": 1, "max_tokens": 2, "max_new_tokens": 3, "max_gen_toks": 4}
+    for count in (4, 3, 2, 1):
+        assert SCORER.generate_until([("a", given)]) == [SCORER.model.generate("a", max_bytes=count).text]
+        del given[list(given)[-1]]
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"temperature": 0.7}, {"temperature": 0.7}),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.5, "seed": None}, {"temperature": 0.7, "top_p": 0.5}),
+        ({"do_sample": True, "top_k": 2, "min_p": 0.1}, {"temperature": 1.0, "top_k": 2, "min_p": 0.1}),
+        ({"temperature": 1, "repetition_penalty": 1.5}, {"temperature": 1.0, "repetition_penalty": 1.5}),
+        ({"temperature": 1, "top_k": -1, "top_p": 1.0, "min_p": 0, "num_beams": 1}, {"temperature": 1.0}),
+        ({"do_sample": False, "temperature": 1, "use_cache": True, "top_k": 0, "early_stopping": False}, {}),
+        ({"do_sample": None, "temperature": None, "until": None, "stop": None}, {}),
+        ({"do_sample": None, "temperature": 0.0}, {}),
+        ({}, {}),
+    ],
+)
+def test_every_setting_reaches_the_decoder(given: dict[str, Any], options: dict[str, Any]) -> None:
+    expected = []
+    for number, prompt in enumerate("ab"):
+        own: Any = {**options, "seed": number}
+        expected.append(SCORER.model.generate(prompt, max_bytes=8, **own).text)
+    assert SCORER.generate_until([("a", given), ("b", given)]) == expected
+
+
+def test_a_seed_is_the_task_s_and_each_request_has_noise_of_its_own() -> None:
+    given = {"temperature": 1.0, "seed": 7}
+    found = SCORER.generate_until([("a", given), ("a", given)])
+    options: dict[str, Any] = {"max_bytes": 8, "temperature": 1.0, "seed": 7}
+    assert found == [SCORER.model.generate("a", sequence=number, **options).text for number in range(2)]
+    assert found[0] != found[1]
+
+
+def test_stop_ends_a_text_as_until_does() -> None:
+    whole = SCORER.model.generate("a", max_bytes=8).text
+    stop = next(character for character in whole if character.isascii())
+    for asked in ({"stop": stop}, {"stop": [stop]}, {"until": ["never"], "stop": (stop, "")}):
+        assert SCORER.generate_until([("a", asked)]) == [whole[: whole.index(stop)]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_beams": 4}, "num_beams = 4 of a task cannot be honoured"),
+        ({"max_length": 99}, "give max_gen_toks instead"),
+        ({"max_gen_tokens": 9}, "max_gen_tokens = 9"),
+        ({"top_p": 0.5}, "top_p has no effect at temperature 0"),
+        ({"do_sample": False, "top_k": 5}, "top_k has no effect"),
+        ({"do_sample": True, "temperature": 0.0}, "is greedy"),
+        ({"do_sample": "yes"}, "do_sample = 'yes'"),
+        ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": 1.0, "top_p": True}, "top_p = True"),
+        ({"max_gen_toks": -1}, "max_bytes = -1"),
+        ({"max_gen_toks": 2.5}, "max_bytes = 2.5"),
+        ({"until": 5}, "until = 5"),
+        ({"stop": ["a", 5]}, "stop = "),
+        ({"seed": -1}, "seed = -1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ],
+)
+def test_a_setting_that_cannot_be_honoured_is_named_before_anything_is_written(
+    given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr(SCORER.model, "generate", lambda *words, **_: written.append(words))
+    with pytest.raises(GenerationError, match=message):
+        SCORER.generate_until([("a", {}), ("b", given)])
+    assert written == []
+
+
+def test_text_that_cannot_be_encoded_is_named() -> None:
+    with pytest.raises(GenerationError, match="a continuation: the text holds a lone surrogate"):
+        SCORER.loglikelihood([("a", "\ud800")])
 
 
 @pytest.mark.skipif(INSTALLED, reason="lm-evaluation-harness is installed")
@@ -121,6 +210,15 @@ def test_arguments_that_cannot_take_effect_are_refused(arguments: dict[str, str]
     made: Any = adapter()
     with pytest.raises(ConfigError, match=rf"{message}; give run=FOLDER"):
         made(**arguments)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("given", ["many", "0", "-1", 2.5])
+def test_a_limit_of_answers_that_is_none_is_refused(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bytelm.harness.load", lambda *_, **__: SCORER.model)
+    made: Any = adapter()
+    with pytest.raises(ConfigError, match=r"max_bytes = .* is none"):
+        made(run="runs/a", max_bytes=given)
 
 
 @pytest.mark.skipif(not INSTALLED, reason="lm-evaluation-harness is not installed")
