@@ -30,8 +30,18 @@ BudgetKind = Literal["parameters", "flops", "bytes", "seconds"]
 LEAST_STEPS: Final = 10
 """Steps that an arm must make within the budget: fewer are no training."""
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgtp]?)", re.IGNORECASE)
-_BETWEEN_ARMS: Final = re.compile(r",(?![^\[\]]*\])")
-"""Commas, but for those within a list, such as model.ngram_sizes=[2,3]."""
+_BETWEEN_ARMS: Final = re.compile(r"[,;](?![^\[\]]*\])")
+"""Commas and semicolons, but for those within a list, such as model.ngram_sizes=[2,3]."""
+_SET_HERE: Final = {
+    "model.vocabulary": "byte or bpe:SIZE at its beginning says that",
+    "model.bytes_per_id": "it is found when the vocabulary is made",
+    "train.seed": "each arm is trained with the same seeds, from --seeds",
+    "train.steps": "the budget says that",
+    "train.bytes": "the budget says that",
+    "train.time_budget_s": "the budget says that",
+}
+"""Settings that no arm has of its own, and why."""
+_LARGEST_BUDGET: Final = 1e30
 _POWERS: Final = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12, "p": 15}
 _SHORT: Final = {"k": "heads.count", "family": "heads.family", "curriculum": "heads.curriculum"}
 _LEAST_INNER_WIDTH: Final = 8
@@ -65,9 +75,10 @@ class Budget:
         """
         kind, _, written = text.partition(":")
         found = _NUMBER.fullmatch(written.strip())
-        if kind not in ("parameters", "flops", "bytes", "seconds") or found is None or float(found[1]) <= 0:
+        amount = 0.0 if found is None else float(found[1]) * 10.0 ** _POWERS[found[2].lower()]
+        if kind not in ("parameters", "flops", "bytes", "seconds") or not 0.0 < amount <= _LARGEST_BUDGET:
             raise ConfigError(f"{text!r} is no budget; write parameters:1M, flops:1e13, bytes:50M or seconds:600")
-        return cls(kind=kind, amount=float(found[1]) * 10 ** _POWERS[found[2].lower()])
+        return cls(kind=kind, amount=amount)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.amount:g}"
@@ -112,14 +123,22 @@ class Arm:
             vocabulary = f"bpe:{ids_of(f'bpe:{words.pop(0)}')}"
         else:
             raise ConfigError(f"{text!r} is no arm; write byte:k=8, bpe:4096:k=1, run=FOLDER or hf=FOLDER")
-        settings = {"heads.count": "1"}
+        settings: dict[str, str] = {}
         for word in words:
             key, separator, value = word.partition("=")
             if not (separator and value and (key in _SHORT or "." in key)):
                 raise ConfigError(
                     f"{word!r} in the arm {text!r} is unknown; use k=…, family=…, curriculum=… or section.key=value"
                 )
-            settings[_SHORT.get(key, key)] = value
+            name = _SHORT.get(key, key)
+            if name in settings:
+                raise ConfigError(
+                    f"the arm {text!r} names {name} twice; name it once, and write a comma between two arms"
+                )
+            if name in _SET_HERE:
+                raise ConfigError(f"{word!r} in the arm {text!r} has no effect: {_SET_HERE[name]}; leave it out")
+            settings[name] = value
+        settings = {"heads.count": "1", **settings}
         shown = [f"k={settings['heads.count']}"]
         names = {long: short for short, long in _SHORT.items()}
         shown += [f"{names.get(key, key)}={value}" for key, value in settings.items() if key != "heads.count"]
@@ -134,7 +153,7 @@ class Arm:
 
 
 def parse_arms(texts: str) -> list[Arm]:
-    """Arms with commas between them.
+    """Arms with commas or semicolons between them, each with a name and a folder of its own.
 
     Raises:
         ConfigError: One is unknown, or one stands there twice.
@@ -142,9 +161,15 @@ def parse_arms(texts: str) -> list[Arm]:
     arms = [Arm.parse(text) for text in _BETWEEN_ARMS.split(texts) if text.strip()]
     if not arms:
         raise ConfigError("there is no arm to compare; write --arms byte:k=1,byte:k=8,bpe:4096:k=1")
-    for arm in arms:
-        if arms.count(arm) > 1:
-            raise ConfigError(f"the arm {arm.name} is there twice; leave one out")
+    for place, arm in enumerate(arms):
+        for other in arms[:place]:
+            if arm.name == other.name or sorted(arm.changes) == sorted(other.changes) != []:
+                raise ConfigError(f"the arm {arm.name} is there twice; leave one out")
+            if arm.folder.casefold() == other.folder.casefold():
+                raise ConfigError(
+                    f"the arms {other.name} and {arm.name} would be kept in the same folder, {arm.folder}; write the "
+                    "path of one of them in another way, or rename it"
+                )
     return arms
 
 

@@ -29,14 +29,17 @@ from bytelm.config import RunConfig
 from bytelm.corpora import Corpora, open_corpora
 from bytelm.decode import generate
 from bytelm.device import choose_decoding_threads, choose_device
-from bytelm.errors import BytelmError, CheckpointError, CorpusError
-from bytelm.evaluate import bits_per_byte, excerpts, some_bytes
+from bytelm.engine import NOT_FINITE
+from bytelm.errors import BytelmError, CheckpointError, CorpusError, GenerationError
+from bytelm.evaluate import BitsPerByte, bits_per_byte, excerpts, some_bytes
 from bytelm.events import Finished
 from bytelm.files import refusals_named, write_file
 from bytelm.foreign import Written, open_foreign
 from bytelm.generation import GenerateSettings, Generation
 from bytelm.job import choose_precision
 from bytelm.memory import trace_step
+from bytelm.own_files import ANYTHING, FLAG, TEXT, WHOLE, Fields, ListOf, Nullable, Number, read_json, read_small
+from bytelm.run_curves import size
 from bytelm.run_log import read_log
 from bytelm.token_packing import pack_batch
 from bytelm.train import train
@@ -48,6 +51,7 @@ _RUNS: Final = "runs"
 _MEASURED: Final = "measured"
 _VOCABULARIES: Final = "vocabularies"
 _PROMPT_BYTES: Final = 96
+_VOCABULARY_BYTES: Final = 64 << 20
 _COUNTED_BYTES: Final = 64_000_000
 """Of a training, whose ids are counted; of a longer one the beginning stands for the rest."""
 _TEMPERATURE: Final = 0.8
@@ -142,6 +146,31 @@ class Measured:
     tolerance: float | None
     curve: tuple[tuple[float, float, float, float], ...]
     load_before: float | None
+
+
+_AMOUNT: Final = Number(0.0)
+_KEPT: Final = Fields(
+    {
+        "key": Fields(others=ANYTHING),
+        "rule": TEXT,
+        "measured": Fields(
+            {
+                **{field.name: _AMOUNT for field in dataclasses.fields(Measured) if field.type in (float, int)},
+                **dict.fromkeys(_UNKNOWN_OF_FOREIGN, Nullable(_AMOUNT)),
+                "name": TEXT,
+                "seed": WHOLE,
+                "trained": FLAG,
+                "bits_per_byte_by_head": ListOf(Nullable(_AMOUNT), least=1),
+                "share_of_budget": Nullable(_AMOUNT),
+                "met": Nullable(FLAG),
+                "tolerance": Nullable(_AMOUNT),
+                "curve": ListOf(ListOf(_AMOUNT, least=4, most=4)),
+                "load_before": Nullable(_AMOUNT),
+            }
+        ),
+    }
+)
+"""Of a measurement as it is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +334,7 @@ def _measure(
     own, model = language_model.config, language_model.model
     context_bytes = plan.base.data.window_bytes
     scores = bits_per_byte(model, held_out, context_bytes=context_bytes, stride=plan.stride_bytes)
+    _check_finite(run, scores)
     plain, speculative = _decoded(plan, language_model, held_out)
     records = read_log(run)
     validations = [record for record in records if record["kind"] == "validation"]
@@ -312,15 +342,16 @@ def _measure(
     if not steps:
         raise CheckpointError(f"{run} has logged no step; give a run that was trained")
     last = max((*steps, *validations), key=lambda record: record["step"])
+    seen_bytes, seconds = _number(last, "bytes_seen", run), _number(last, "elapsed_s", run)
     training, decoding = flops_of(own)
-    ids_ratio = 1.0 if config is None else _ids_ratio(own, model.vocabulary, corpora, last["bytes_seen"])
-    flops = training * ids_ratio * last["bytes_seen"]
+    ids_ratio = 1.0 if config is None else _ids_ratio(own, model.vocabulary, corpora, int(seen_bytes))
+    flops = training * ids_ratio * seen_bytes
     parameters, inner = parameters_of(own)
     spent = {
         "parameters": parameters,
         "flops": flops,
-        "bytes": last["bytes_seen"],
-        "seconds": last["elapsed_s"],
+        "bytes": seen_bytes,
+        "seconds": seconds,
     }[plan.budget.kind] / plan.budget.amount
     tolerance = None if config is None else tolerance_of(own, plan.budget)
     device = choose_device(own.train.device)
@@ -338,9 +369,9 @@ def _measure(
             parameters=parameters,
             parameters_inner=inner,
             training_flops=flops,
-            training_seconds=last["elapsed_s"],
-            training_bytes=last["bytes_seen"],
-            training_bytes_per_second=statistics.median(record["bytes_per_second"] for record in steps),
+            training_seconds=seconds,
+            training_bytes=seen_bytes,
+            training_bytes_per_second=statistics.median(_number(record, "bytes_per_second", run) for record in steps),
             training_memory_bytes=traced.memory.total,
             flops_per_byte_training=training * ids_ratio,
             flops_per_byte_decoding=decoding,
@@ -359,7 +390,7 @@ def _measure(
                     record["bits_per_byte"],
                 )
                 for record in validations
-                if record["bits_per_byte"] is not None
+                if all(record.get(name) is not None for name in ("bytes_seen", "elapsed_s", "bits_per_byte"))
             ),
             load_before=load_before,
         ),
@@ -374,6 +405,7 @@ def _measure_foreign(
     found = open_foreign(folder, device=choose_device(plan.base.train.device))
     context_bytes = plan.base.data.window_bytes
     scores = found.bits_per_byte(held_out, context_bytes=context_bytes, stride=plan.stride_bytes)
+    _check_finite(folder, scores)
     bytes_per_id = scores.scored_bytes / scores.scored_ids
     ids = math.ceil(plan.generated_bytes / bytes_per_id)
     prompts = _prompts(plan, held_out)
@@ -421,6 +453,20 @@ def _measure_foreign(
         ),
         scores.rule,
     )
+
+
+def _check_finite(place: Path, scores: BitsPerByte) -> None:
+    for head, bits in enumerate(scores.by_head):
+        if bits is not None and not math.isfinite(bits):
+            raise GenerationError(f"{place}: bits per byte of head {head} are not finite; {NOT_FINITE}")
+
+
+def _number(record: Mapping[str, Any], name: str, run: Path) -> float:
+    """A figure of a logged record, which may be of a version that did not log it."""
+    value = record.get(name)
+    if value is None:
+        raise CheckpointError(f"{run} has logged no {name} at step {record['step']}; give a run of this version")
+    return value
 
 
 def _prompts(plan: Plan, held_out: Sequence[bytes]) -> list[bytes]:
@@ -513,7 +559,8 @@ def _vocabularies(plan: Plan, corpora: Corpora, out: Path, tell: Callable[[str],
         known = next((one for one in found.values() if one.name == name), None)
         path = out / _VOCABULARIES / f"{name.replace(':', '-')}.json"
         if known is None and name != BYTE_VOCABULARY and path.is_file():
-            known = BPEVocab.from_json(path.read_bytes(), str(path))
+            content = read_small(path, remedy="remove it, and go on", limit_bytes=_VOCABULARY_BYTES)
+            known = BPEVocab.from_json(content, str(path))
         if known is None:
             if name != BYTE_VOCABULARY:
                 tell(f"learning the vocabulary {name}")
@@ -562,16 +609,13 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[Measured, str] | None:
     """A measurement that was made before, of just the same."""
     if not path.is_file():
         return None
-    try:
-        saved = json.loads(path.read_bytes())
-        measured, before, rule = saved["measured"], saved["key"], saved["rule"]
-        fields: dict[str, Any] = dict(measured)
-        fields["bits_per_byte_by_head"] = tuple(measured["bits_per_byte_by_head"])
-        fields["curve"] = tuple(tuple(point) for point in measured["curve"])
-        fields |= {name: math.nan for name in _UNKNOWN_OF_FOREIGN if measured[name] is None}
-        found = Measured(**fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no measurement of a comparison ({error}); remove it, and go on") from error
+    saved = read_json(path, _KEPT, remedy="remove it, and go on")
+    measured, before, rule = saved["measured"], saved["key"], saved["rule"]
+    fields: dict[str, Any] = dict(measured)
+    fields["bits_per_byte_by_head"] = tuple(measured["bits_per_byte_by_head"])
+    fields["curve"] = tuple(tuple(point) for point in measured["curve"])
+    fields |= {name: math.nan for name in _UNKNOWN_OF_FOREIGN if measured[name] is None}
+    found = Measured(**fields)
     if before != key:
         changed = ", ".join(name for name in key if before.get(name) != key[name])
         raise CheckpointError(
@@ -586,7 +630,7 @@ def _line(one: Measured) -> str:
     if math.isnan(one.training_bytes):
         return f"{one.name}: {one.bits_per_byte:.4f} bits per byte; {one.bytes_per_second_plain:,.0f} bytes/s"
     return (
-        f"{one.name}, seed {one.seed}: {one.bits_per_byte:.4f} bits per byte after {one.training_bytes / 1e6:.2f} MB, "
+        f"{one.name}, seed {one.seed}: {one.bits_per_byte:.4f} bits per byte after {size(one.training_bytes)}, "
         f"{one.training_flops:.3g} operations, {one.training_seconds:.0f} s; "
         f"{one.bytes_per_second_plain:,.0f} bytes/s, with drafts {one.bytes_per_second_speculative:,.0f}{met}"
     )

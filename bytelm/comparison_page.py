@@ -17,8 +17,9 @@ from matplotlib.typing import RcKeyType
 from bytelm.compare import PATH_OF_RESULTS, Comparison
 from bytelm.comparison_facts import UNKNOWN, ArmFacts, against, arms_of, as_json, figure, sentences
 from bytelm.files import refusals_named, write_file
-from bytelm.page import page, section, table, tiles
+from bytelm.page import page, section, table, themed, tiles
 from bytelm.palette import head_colour
+from bytelm.run_curves import size
 
 PATH_OF_PAGE: Final = "report.html"
 _STYLE: Final[dict[RcKeyType, Any]] = {
@@ -117,10 +118,10 @@ def _table(comparison: Comparison, arms: Sequence[ArmFacts]) -> str:
         ("parameters", "parameters", lambda value: f"{value:,.0f}"),
         ("of these not (un)embedding", "parameters_inner", lambda value: f"{value:,.0f}"),
         ("training operations", "training_flops", lambda value: f"{value:.3g}"),
-        ("training bytes", "training_bytes", lambda value: f"{value / 1e6:.2f} MB"),
+        ("training bytes", "training_bytes", size),
         ("training seconds", "training_seconds", lambda value: f"{value:.1f}"),
         ("training bytes/s", "training_bytes_per_second", lambda value: f"{value:,.0f}"),
-        ("training memory", "training_memory_bytes", lambda value: f"{value / 1e6:.0f} MB"),
+        ("training memory", "training_memory_bytes", size),
         ("operations a byte, training", "flops_per_byte_training", lambda value: f"{value:.3g}"),
         ("operations a byte, decoding", "flops_per_byte_decoding", lambda value: f"{value:.3g}"),
         ("decoding bytes/s, plain", "bytes_per_second_plain", lambda value: f"{value:,.0f}"),
@@ -275,4 +276,4 @@ def _svg(drawing: Figure) -> str:
     with matplotlib.rc_context(_STYLE):
         drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return themed(text[text.index("<svg") :])

@@ -6,7 +6,7 @@ The page is one file: figures are inline SVG, styles are inline, nothing is fetc
 import html
 import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ from bytelm.generation import GenerateSettings, Generation, acceptance_shares
 from bytelm.history import History, read_histories
 from bytelm.page import page, section, table, tiles
 from bytelm.palette import head_colour, source_name
-from bytelm.run_curves import duration, parts_of_one, parts_of_several
+from bytelm.run_curves import UNKNOWN, different_data, duration, parts_of_one, parts_of_several, size
 from bytelm.task_acceptance import loop_period
 from bytelm.utf8 import TextDecoder
 
@@ -40,6 +40,8 @@ class SideBySide:
     """One byte per step."""
     speculative: Generation
     """With the drafts that pay."""
+    temperature: float = 0.0
+    """Of both; 0 is greedy."""
 
     @property
     def equal(self) -> bool:
@@ -51,11 +53,28 @@ class SideBySide:
         """Speculative bytes per second over plain ones."""
         return self.speculative.bytes_per_second / self.plain.bytes_per_second
 
+    @property
+    def gained(self) -> tuple[float, float]:
+        """Bytes per step that drafts of the heads added to the trunk's one, and those of prompt lookup."""
+        sources, steps = self.speculative.sources, max(self.speculative.steps, 1)
+        return sum(source > 0 for source in sources) / steps, sum(source < 0 for source in sources) / steps
+
+    @property
+    def loops(self) -> bool:
+        """Whether the text ends in a loop, which is easily drafted."""
+        return loop_period(self.speculative.data) is not None
+
 
 def side_by_side(
-    model: "ByteLM | Engine", prompt: bytes, *, max_bytes: int, context_bytes: int, tuned: DecodePlan | None = None
+    model: "ByteLM | Engine",
+    prompt: bytes,
+    *,
+    max_bytes: int,
+    context_bytes: int,
+    tuned: DecodePlan | None = None,
+    temperature: float = 0.0,
 ) -> SideBySide:
-    """Decode one prompt greedily, plain and self-speculative.
+    """Decode one prompt, plain and self-speculative, with the same seed.
 
     Args:
         model: An engine, or a torch model in evaluation mode, on its device.
@@ -63,14 +82,16 @@ def side_by_side(
         max_bytes: Bytes to generate, at least 1.
         context_bytes: Context of the model, its training window.
         tuned: What was measured of the model.
+        temperature: 0 is greedy.
     """
 
     def decoded(draft: DraftPolicy, most_bytes: int = max_bytes) -> Generation:
-        settings = GenerateSettings(max_bytes=most_bytes, draft=draft)
+        settings = GenerateSettings(max_bytes=most_bytes, draft=draft, temperature=temperature)
         return generate(model, prompt, settings, context_bytes=context_bytes, tuned=tuned)
 
     decoded("adaptive", 8)  # the first passes of a process pay for allocations
-    return SideBySide(prompt=prompt, plain=decoded("none"), speculative=decoded("adaptive"))
+    plain, speculative = decoded("none"), decoded("adaptive")
+    return SideBySide(prompt=prompt, plain=plain, speculative=speculative, temperature=temperature)
 
 
 def coloured_text(data: bytes, heads: Sequence[int]) -> Iterator[tuple[str, int]]:
@@ -120,12 +141,13 @@ def write_report(run: Path, comparisons: Sequence[SideBySide] = (), path: Path |
     return path
 
 
-def write_comparison(runs: Sequence[Path], path: Path) -> Path:
+def write_comparison(runs: Sequence[Path], path: Path, *, tell: Callable[[str], None] = lambda _: None) -> Path:
     """Write one page about several runs, one over the other.
 
     Args:
         runs: Folders of runs with at least one logged step each; those of older versions of the log, too.
         path: Of the page.
+        tell: Told what the page says first: that the runs learnt from different data, or that nobody knows.
 
     Returns:
         The path.
@@ -134,22 +156,26 @@ def write_comparison(runs: Sequence[Path], path: Path) -> Path:
         CheckpointError: Not the folder of a run, or nothing was logged in it yet.
         StorageError: The disk refuses.
     """
-    body = parts_of_several(read_histories(runs))
+    histories = read_histories(runs)
+    body = parts_of_several(histories)
+    if (said := different_data(histories)) is not None:
+        tell(said)
     write_file(path, page(f"{len(runs)} runs", body, made_by="bytelm report").encode())
     return path
 
 
 def _page(history: History, comparisons: Sequence[SideBySide]) -> str:
     last = history.last
+    seen, seconds = last.get("bytes_seen"), last.get("elapsed_s")
     facts = [
-        (f"{last['bytes_seen'] / 1e6:.2f} MB", f"read in {last['step']:,} steps"),
-        (duration(last["elapsed_s"]), "of training"),
+        (UNKNOWN if seen is None else size(seen), f"read in {last['step']:,} steps"),
+        (UNKNOWN if seconds is None else duration(seconds), "of training"),
     ]
     if (held_out := history.held_out("bytes")) != []:
         facts.insert(0, (f"{held_out[-1][1]:.3f}", "bits per byte on held-out data, head 0"))
-    if history.steps:
-        bytes_per_second = statistics.median(record["bytes_per_second"] for record in history.steps)
-        facts.append((f"{bytes_per_second / 1e3:.1f} kB/s", "read while training, median"))
+    rates = [record["bytes_per_second"] for record in history.steps if record.get("bytes_per_second") is not None]
+    if rates:
+        facts.append((f"{size(statistics.median(rates))}/s", "read while training, median"))
     if (estimated := history.bytes_per_step("bytes")) != []:
         facts.append((f"{estimated[-1][1]:.2f}", "bytes a decoding step, estimated on held-out data"))
     sections = list(parts_of_one(history))
@@ -157,19 +183,26 @@ def _page(history: History, comparisons: Sequence[SideBySide]) -> str:
         generated = sum(len(comparison.speculative.data) for comparison in comparisons)
         passes = sum(comparison.speculative.steps for comparison in comparisons)
         speedup = rate_over([c.speculative for c in comparisons]) / rate_over([c.plain for c in comparisons])
-        loops = sum(loop_period(comparison.speculative.data) is not None for comparison in comparisons)
+        loops = sum(comparison.loops for comparison in comparisons)
         but = f"; {loops} of {len(comparisons)} samples end in a loop, which is easily drafted" if loops else ""
         facts.append((f"{generated / max(passes, 1):.2f}", f"bytes a decoding step, self-speculative{but}"))
         facts.append((f"{speedup:.2f}×", f"the speed of plain decoding, same bytes{but}"))
         shares = acceptance_over(comparisons)
         if len(shares) > 1:
             sections.append(section("Acceptance by head", figures.acceptance_bars(shares), _ACCEPTANCE_NOTE))
-        sections.append(section("Decoding", _decoding_table(comparisons), _DECODING_NOTE))
+        drawn = f"Sampled at temperature {comparisons[0].temperature:g}" if comparisons[0].temperature else "Greedy"
+        sections.append(section("Decoding", _decoding_table(comparisons), f"{drawn}{_DECODING_NOTE}"))
         sections.append(section("Samples", _samples(comparisons, len(shares)), _SAMPLES_NOTE))
     if history.config is not None:
         settings = html.escape((history.run / PATH_OF_CONFIG).read_text(encoding="utf-8"))
         sections.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
-    return page(history.name, [tiles(facts), *sections], made_by="bytelm report")
+    return page(_title(history), [tiles(facts), *sections], made_by="bytelm report")
+
+
+def _title(history: History) -> str:
+    """The run's name, with that of the folder around it where it is but ``run``."""
+    around = history.run.resolve().parent.name
+    return f"Training of {f'{around}/{history.name}' if history.name == 'run' and around else history.name}"
 
 
 def acceptance_over(comparisons: Sequence[SideBySide]) -> tuple[float | None, ...]:
@@ -192,12 +225,17 @@ def _decoding_table(comparisons: Sequence[SideBySide]) -> str:
             f"{len(comparison.speculative.data):,}",
             "same" if comparison.equal else "<b>different</b>",
             f"{comparison.speculative.bytes_per_step:.2f}",
+            *(f"{gain:.2f}" for gain in comparison.gained),
+            "yes" if comparison.loops else "no",
             *(f"{generation.bytes_per_second:,.0f}" for generation in (comparison.speculative, comparison.plain)),
             f"{comparison.speedup:.2f}×",
         ]
         for comparison in comparisons
     ]
-    titles = ("prompt", "bytes", "output", "bytes per step", "speculative, bytes/s", "plain, bytes/s", "over plain")
+    titles = (
+        *("prompt", "bytes", "output", "bytes per step", "of these by heads", "by prompt lookup", "ends in a loop"),
+        *("speculative, bytes/s", "plain, bytes/s", "over plain"),
+    )
     return table(titles, rows)
 
 
@@ -218,7 +256,7 @@ def _samples(comparisons: Sequence[SideBySide], heads: int) -> str:
 
 
 def _tint(head: int, heads: int) -> str:
-    return "" if head == 0 else f"background:{head_colour(head, heads)}44"  # a quarter opaque: text stays black
+    return "" if head == 0 else f"background:{head_colour(head, heads)}44"  # a quarter opaque: text keeps its colour
 
 
 def _short(prompt: bytes) -> str:
@@ -231,7 +269,7 @@ _ACCEPTANCE_NOTE = (
     "when one before it in the same step fails."
 )
 _DECODING_NOTE = (
-    "Greedy, one prompt at a time, in one process. Plain decoding gives one byte per step; speculative decoding "
+    ", one prompt at a time, in one process. Plain decoding gives one byte per step; speculative decoding "
     "verifies the drafts of the heads and of prompt lookup in the same pass."
 )
 _SAMPLES_NOTE = (

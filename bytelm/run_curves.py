@@ -11,6 +11,7 @@ from bytelm.page import section, table, tabs
 from bytelm.palette import head_colour
 from bytelm.utf8 import shown
 
+UNKNOWN: Final = "–"
 _INK: Final = "#16191d"
 _FAINT: Final = "#9aa0a8"
 _MOST_SAMPLES: Final = 6
@@ -67,6 +68,8 @@ def parts_of_several(histories: Sequence[History]) -> Iterator[str]:
         ]
         return trained + _a_line_each(histories, colours, lambda history: history.held_out(axis))
 
+    if (said := different_data(histories)) is not None:
+        yield f"<p class='warning'><b>{html.escape(said)}</b></p>"
     yield section("Runs", table(_TITLES, (_row(history) for history in histories)), _RUNS_NOTE)
     yield section("Bits per byte", _over_axes("bits", bits, "bits per byte, head 0"), _OVERLAID_NOTE)
     if any(history.heads > 1 and history.validations for history in histories):
@@ -80,6 +83,21 @@ def parts_of_several(histories: Sequence[History]) -> Iterator[str]:
         content = _over_axes("acceptance", estimated, "bytes a step, estimated")
         yield section("Acceptance over training", content, _AGREEMENT_NOTE)
     yield from _different_settings(histories)
+
+
+def different_data(histories: Sequence[History]) -> str | None:
+    """That runs learnt from different corpora, or that it is not known; None where their corpora are the same."""
+    corpora = {history.corpus for history in histories}
+    if None in corpora:
+        names = ", ".join(history.name for history in histories if history.corpus is None)
+        return f"The corpus of {names} is not known, so that these figures may be of different data."
+    if len(corpora) > 1:
+        parts = "; ".join(f"{history.name}: {history.corpus}" for history in histories if history.corpus is not None)
+        return (
+            f"These runs were trained on different corpora ({parts}). Their bits per byte are of different held-out "
+            "data and cannot be compared."
+        )
+    return None
 
 
 def _a_line_each(
@@ -139,7 +157,7 @@ def _samples(history: History) -> Iterator[str]:
     places = sorted({round(place * (len(written) - 1) / (_MOST_SAMPLES - 1)) for place in range(_MOST_SAMPLES)})
     samples = "".join(
         f"<pre class='sample'><span class='step'>step {written[place]['step']:,}</span> "
-        f"<b>{_text(written[place].get('prompt', ''))}</b>{_text(written[place]['sample'])}</pre>"
+        f"<b>{_text(written[place].get('prompt') or '')}</b>{_text(written[place]['sample'])}</pre>"
         for place in places
     )
     yield section("What it wrote", samples, _SAMPLES_NOTE)
@@ -160,18 +178,35 @@ def _row(history: History) -> list[str]:
     operations = history.place(last, "operations")
     return [
         html.escape(history.name),
-        "–" if history.parameters is None else f"{history.parameters / 1e6:.2f} M",
+        _or_dash(history.parameters, _in_millions),
         f"{heads}{history.heads}",
         f"{last['step']:,}",
-        _or_dash(last.get("bytes_seen"), lambda size: f"{size / 1e6:,.1f} MB"),
+        _or_dash(last.get("bytes_seen"), size),
         _or_dash(operations, lambda count: f"{count:.2e}"),
         _or_dash(last.get("elapsed_s"), duration),
         _or_dash(bits, lambda value: f"{value:.3f}"),
         _or_dash(best, lambda value: f"{value:.3f}"),
         _or_dash(validation.get("bytes_per_step_estimate"), lambda value: f"{value:.2f}"),
-        _or_dash(_middle(rates), lambda rate: f"{rate / 1e3:,.1f} kB/s"),
+        _or_dash(_middle(rates), lambda rate: f"{size(rate)}/s"),
         _or_dash(_middle(busy), lambda share: f"{share:.0%}"),
     ]
+
+
+def size(size_bytes: float) -> str:
+    """Bytes in the largest unit of which there is at least one.
+
+    Example:
+        >>> size(915), size(8192), size(1_234_567)
+        ('915 bytes', '8.2 kB', '1.2 MB')
+    """
+    divisor, unit = next(
+        (divisor, unit) for divisor, unit in _UNITS["bytes"] if size_bytes >= divisor or divisor == 1.0
+    )
+    return f"{size_bytes:,.0f} bytes" if divisor == 1.0 else f"{size_bytes / divisor:,.1f} {unit}"
+
+
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
 
 
 def duration(seconds: float) -> str:
@@ -185,6 +220,7 @@ def duration(seconds: float) -> str:
 def _different_settings(histories: Sequence[History]) -> Iterator[str]:
     trees = [{} if one.config is None else one.config.model_dump(mode="json") for one in histories]
     flat = [{f"{section}.{key}": value for section in tree for key, value in tree[section].items()} for tree in trees]
+    flat = [{"corpus": one.corpus or UNKNOWN, **settings} for one, settings in zip(histories, flat, strict=True)]
     rows = [
         [f"<code>{html.escape(name)}</code>", *(html.escape(shown(str(settings.get(name, "–")))) for settings in flat)]
         for name in dict.fromkeys(name for settings in flat for name in settings)
@@ -196,7 +232,7 @@ def _different_settings(histories: Sequence[History]) -> Iterator[str]:
 
 
 def _or_dash(value: Any, written: Callable[[Any], str]) -> str:
-    return "–" if value is None else written(value)
+    return UNKNOWN if value is None else written(value)
 
 
 def _middle(values: Sequence[float]) -> float | None:

@@ -160,6 +160,9 @@ def _compare(
 def _base(preset: str, changes: list[str]) -> Any:
     """Settings of all arms: those of the preset, saving and sampling as little as a comparison needs."""
     from bytelm.config import RunConfig
+    from bytelm.errors import ConfigError
 
+    if any(change.partition("=")[0].strip() == "train.seed" for change in changes):
+        raise ConfigError("--set train.seed has no effect: each arm is trained with seeds 0, 1, …; use --seeds")
     quiet = ["train.sample_bytes=0", "train.keep_best=false", "train.keep_checkpoints=1"]
     return RunConfig.build(preset, [*quiet, *changes])

@@ -42,10 +42,13 @@ def report(
     if len(runs) > 1:
         if prompts or max_bytes:
             raise ConfigError("--prompt and --max-bytes are for the report of one run; leave them out")
-        page = write_comparison(runs, out or _PATH_FOR_SEVERAL)
+        warnings: list[str] = []
+        page = write_comparison(runs, out or _PATH_FOR_SEVERAL, tell=warnings.append)
         if as_json:
-            console.print_json({"report": str(page), "runs": [str(run) for run in runs]})
+            console.print_json({"report": str(page), "runs": [str(run) for run in runs], "warnings": warnings})
         else:
+            for warning in warnings:
+                console.say(console.shown(warning))
             console.result(console.shown(str(page)))
         return
     length = 256 if max_bytes is None else max_bytes

@@ -37,6 +37,11 @@ def test_an_arm_has_one_name_however_it_is_written() -> None:
     assert len({arm.folder for arm in ARMS}) == len(ARMS)
 
 
+@pytest.mark.parametrize("text", ["byte:k=1;byte:k=2", "byte:k=1,byte:k=2", "byte:k=1; byte:k=2;", "byte;byte:k=2"])
+def test_arms_with_a_comma_or_a_semicolon_between_them_are_as_many(text: str) -> None:
+    assert [arm.name for arm in parse_arms(text)] == ["byte:k=1", "byte:k=2"]
+
+
 def test_an_arm_changes_what_it_names_and_nothing_else() -> None:
     config = settings(Arm.parse("byte:k=4:curriculum=forward:train.learning_rate=0.01"), "bytes:1M")
     assert (config.heads.count, config.heads.curriculum, config.train.learning_rate) == (4, "forward", 0.01)
@@ -54,7 +59,18 @@ def test_an_arm_changes_what_it_names_and_nothing_else() -> None:
         ("byte:8", "'8' in the arm"),
         ("byte:heads=8", "'heads=8' in the arm"),
         ("byte:k=1,byte", "is there twice"),
+        ("byte:k=1;byte:k=1", "is there twice"),
+        ("byte:k=2:a.b=1:c.d=2,byte:c.d=2:a.b=1:k=2", "is there twice"),
+        ("byte:k=1:k=2", "names heads.count twice"),
+        ("byte:k=1:heads.count=2", "names heads.count twice"),
+        ("byte:model.d_ff=64:model.d_ff=96", "names model.d_ff twice"),
+        ("byte:k=1 byte:k=2", "names heads.count twice"),
+        ("byte:train.seed=4", "'train.seed=4' in the arm .* has no effect: each arm is trained with the same seeds"),
+        ("byte:train.steps=4", "has no effect: the budget says that"),
+        ("byte:model.vocabulary=bytes", "has no effect: byte or bpe:SIZE"),
+        ("run=a/b,run=a-b", "run=a/b and run=a-b would be kept in the same folder"),
         (" , ", "there is no arm"),
+        (";", "there is no arm"),
     ],
 )
 def test_words_that_are_no_arm_are_named(text: str, message: str) -> None:
@@ -70,7 +86,9 @@ def test_an_impossible_arm_names_itself(text: str) -> None:
         settings(arm, "bytes:1M")
 
 
-@pytest.mark.parametrize("text", ["bytes", "bytes:", "bytes:-1", "words:5", "seconds:0", "flops:many"])
+@pytest.mark.parametrize(
+    "text", ["bytes", "bytes:", "bytes:-1", "words:5", "seconds:0", "flops:many", "flops:1e999", "bytes:1e31"]
+)
 def test_a_budget_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match="is no budget; write parameters:1M"):
         Budget.parse(text)

@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bytelm.arms import Budget, parse_arms
 from bytelm.cli.app import run
-from bytelm.compare import Comparison, Measured, Plan, compare
+from bytelm.compare import Comparison, Measured, Plan, _read, compare
 from bytelm.comparison_facts import against, arms_of, as_json, sentences
 from bytelm.comparison_page import write_comparison_report
 from bytelm.config import RunConfig
@@ -100,6 +101,34 @@ def test_a_finished_comparison_is_read_and_not_made_again(
     assert not any("training" in line for line in told)
     with pytest.raises(CheckpointError, match="was measured with another prompts"):
         compare(replace(plan, prompts=2), corpus, out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits_per_byte": None}, "measured.bits_per_byte: null is no number"),
+        ({"bits_per_byte": "low"}, 'measured.bits_per_byte: "low" is no number'),
+        ({"scored_ids": -1}, "measured.scored_ids: -1 is not within"),
+        ({"bits_per_byte_by_head": 3}, "measured.bits_per_byte_by_head: 3 is no list"),
+        ({"curve": [[1, 2]]}, r"measured.curve\[0\]: it has 2 values"),
+        ({"more": 3}, "measured.more: it is unknown here"),
+        (None, "has more than 32 levels"),
+    ],
+)
+def test_a_measurement_that_somebody_edited_is_one_line(
+    finished: tuple[Comparison, Path, Plan], tmp_path: Path, change: dict[str, Any] | None, message: str
+) -> None:
+    comparison, out, _ = finished
+    whole = json.loads(next((out / "measured").iterdir()).read_bytes())
+    path = tmp_path / "measured.json"
+    path.write_text("[" * 10_000 if change is None else json.dumps({**whole, "measured": whole["measured"] | change}))
+    with pytest.raises(CheckpointError, match=rf"measured\.json: .*{message}.*; remove it") as error:
+        _read(path, whole["key"])
+    assert "\n" not in str(error.value)
+    path.write_text(json.dumps(whole))
+    found = _read(path, whole["key"])
+    assert found is not None
+    assert found[0] in comparison.measured
 
 
 def test_its_report_is_one_file_with_everything(finished: tuple[Comparison, Path, Plan]) -> None:
