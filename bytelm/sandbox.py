@@ -2,8 +2,8 @@
 
 A program runs in namespaces of its own: no network, no processes but its own, a file system of the standard library
 (read-only) and a small ``/tmp`` that vanishes. It has no environment, no privileges, and limits on time, memory,
-processes, files and output. Its tests run in another process, outside of its sight (``bytelm.sandbox_inside``). Where
-the system does not give all of this, nothing is run.
+processes, files and output. Its tests run in another process, and the memory that the program has never held them
+(``bytelm.sandbox_inside``). Where the system does not give all of this, nothing is run.
 
 This keeps out what a language model may write. A kernel is not a wall against somebody who means it: for code of
 people whom you do not trust, use a virtual machine.
@@ -12,6 +12,7 @@ people whom you do not trust, use a virtual machine.
 import json
 import os
 import selectors
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ from bytelm.errors import ConfigError
 _INSIDE: Final = Path(__file__).with_name("sandbox_inside.py")
 _SYSTEM_FOLDERS: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 _GRACE_S: Final = 5.0  # after which a launcher that does not end is killed itself
-_VERDICT: Final = 3
+_PIECE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Limits:
     """What a program may use.
 
     Attributes:
-        seconds: By the clock, start of the program included.
+        seconds: By the clock, handing over the job and the start of the program included.
         processor_seconds: Of each process.
         memory_bytes: Address space of each process.
         processes: And threads, at a time.
@@ -89,14 +90,12 @@ def run_tests(
         raise ConfigError(_refusal(f"its system is {sys.platform}, and the sandbox is made of Linux namespaces"))
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="bytelm-sandbox-") as root:
+        begin = time.monotonic()
         job = {
             "root": root,
             "shown": _shown(),
             "program": program,
-            "tests": tests,
-            "setup": setup,
-            "functions": list(functions),
-            "seconds": limits.seconds,
+            "deadline": begin + limits.seconds,  # of a clock that all processes share
             "limits": {
                 "CPU": limits.processor_seconds,
                 "AS": limits.memory_bytes,
@@ -106,8 +105,9 @@ def run_tests(
                 "CORE": 0,
             },
         }
-        begin = time.monotonic()
-        verdict, output, flooded = _launch(json.dumps(job).encode(), root, limits)
+        head = json.dumps(job).encode()
+        checks = json.dumps({"tests": tests, "setup": setup, "functions": list(functions)}).encode()
+        verdict, output, flooded = _launch(struct.pack("<I", len(head)) + head + checks, limits, begin, root)
     if "refused" in verdict:
         raise ConfigError(_refusal(str(verdict["refused"])))
     reason = "more output than is allowed" if flooded else str(verdict.get("failed", "the tests ended without a word"))
@@ -144,8 +144,8 @@ def _shown() -> list[str]:
     return shown
 
 
-def _launch(job: bytes, root: str, limits: Limits) -> tuple[dict[str, object], bytes, bool]:
-    """Verdict, output, and whether there was too much of it."""
+def _launch(job: bytes, limits: Limits, begin: float, root: str) -> tuple[dict[str, object], bytes, bool]:
+    """Verdict, output, and whether there was too much of it; ``root`` names the processes in the system's list."""
     verdict_read, verdict_write = os.pipe()
     launcher = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _STARTER, str(verdict_write), str(_INSIDE), root],
@@ -159,7 +159,7 @@ def _launch(job: bytes, root: str, limits: Limits) -> tuple[dict[str, object], b
     )
     os.close(verdict_write)
     try:
-        return _follow(launcher, verdict_read, job, limits)
+        return _follow(launcher, verdict_read, job, limits, begin)
     finally:
         launcher.terminate()  # at once what Ctrl-C asks for: the launcher kills what it started
         try:
@@ -170,7 +170,7 @@ def _launch(job: bytes, root: str, limits: Limits) -> tuple[dict[str, object], b
         os.close(verdict_read)
         for stream in (launcher.stdin, launcher.stdout):
             assert stream is not None
-            stream.close()
+            stream.close()  # nothing is buffered: the job is written past the object
 
 
 _STARTER: Final = (
@@ -180,27 +180,39 @@ _STARTER: Final = (
 
 
 def _follow(
-    launcher: subprocess.Popen[bytes], verdict_read: int, job: bytes, limits: Limits
+    launcher: subprocess.Popen[bytes], verdict_read: int, job: bytes, limits: Limits, begin: float
 ) -> tuple[dict[str, object], bytes, bool]:
+    """Hand over the job while output and verdict come in: whoever does not read it cannot hold this up."""
     assert launcher.stdin is not None
     assert launcher.stdout is not None
-    try:
-        launcher.stdin.write(job)
-        launcher.stdin.close()
-    except BrokenPipeError:
-        return {"failed": "the sandbox did not start"}, b"", False
-    output, verdict = bytearray(), bytearray()
-    deadline = time.monotonic() + limits.seconds + _GRACE_S
+    output, verdict, handed = bytearray(), bytearray(), 0
+    deadline = begin + limits.seconds + _GRACE_S
     with selectors.DefaultSelector() as selector:
-        selector.register(launcher.stdout, selectors.EVENT_READ, output)
-        selector.register(verdict_read, selectors.EVENT_READ, verdict)
-        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+        reading = {launcher.stdout.fileno(): output, verdict_read: verdict}
+        for end in reading:
+            selector.register(end, selectors.EVENT_READ)
+        os.set_blocking(launcher.stdin.fileno(), False)
+        selector.register(launcher.stdin, selectors.EVENT_WRITE)
+        while reading and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                data = os.read(key.fd, 1 << 16)
+                if key.fileobj is launcher.stdin:
+                    try:
+                        handed += os.write(key.fd, memoryview(job)[handed : handed + _PIECE_BYTES])
+                    except BrokenPipeError:  # it has ended: its verdict, or that there is none, says why
+                        handed = len(job)
+                    if handed == len(job):
+                        selector.unregister(launcher.stdin)
+                        launcher.stdin.close()
+                    continue
+                data = os.read(key.fd, _PIECE_BYTES)
                 if not data:
-                    selector.unregister(key.fileobj)
-                key.data.extend(data)
+                    selector.unregister(key.fd)
+                    del reading[key.fd]
+                    continue
+                reading[key.fd].extend(data)
                 if len(output) > limits.output_bytes:
                     return {}, bytes(output[: limits.output_bytes]), True
     lines = bytes(verdict).splitlines()
+    if not lines and reading:
+        return {"failed": "timeout"}, bytes(output), False
     return (json.loads(lines[0]) if lines else {}), bytes(output), False

@@ -2,7 +2,12 @@
 
     launcher   makes the namespaces, waits, and kills all of them at the time limit
     checker    pid 1 of the first: builds the file system, then runs the tests, of which the program sees nothing
-    program    pid 1 of a nested one: the generated code, unprivileged, which cannot see or signal the checker
+    keeper     pid 1 of a nested one: waits for the program and ends with it; unprivileged like the program
+    program    its child: the generated code, which cannot see or signal the checker
+
+Standard input holds the job and, behind it, the tests. The checker reads the tests when the program has been forked
+off, so no byte of them was ever in the memory that the program has. The program is no pid 1, for the kernel drops the
+signals that a pid 1 sends to itself: a program that kills itself would live on.
 
 The tests call functions of the program through a socket. Arguments and answers cross it as plain data, so what comes
 back is a value and no object that could decide by itself what it is equal to. Exit codes and output decide nothing.
@@ -23,6 +28,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import types
 
 _VERDICT = 3  # the descriptor on which the verdict leaves
@@ -279,7 +285,7 @@ def run_program(line, source):
         line.send(answer)
 
 
-def check(line, job):
+def check(line, tests):
     """Run the tests against the program; the verdict."""
     ready = line.receive()
     if ready is None:
@@ -302,10 +308,10 @@ def check(line, job):
 
     namespace: dict[str, object] = {"__name__": "__tests__"}
     try:
-        exec(compile(job["setup"], "setup.py", "exec"), namespace)
-        for name in job["functions"]:
+        exec(compile(tests["setup"], "setup.py", "exec"), namespace)
+        for name in tests["functions"]:
             namespace[name] = proxy(name)
-        exec(compile(job["tests"], "tests.py", "exec"), namespace)
+        exec(compile(tests["tests"], "tests.py", "exec"), namespace)
     except BaseException as error:  # noqa: BLE001  any way in which tests do not reach their end is a failure
         return {"failed": f"{type(error).__name__}: {error}"[:500]}
     return {"passed": True}
@@ -319,8 +325,50 @@ def _exception_of(name: str):
     return RuntimeError
 
 
+def _part(end):
+    """What stands first in a stream, with its length before it; not a byte more is read."""
+    (size,) = struct.unpack("<I", _exactly(end, 4))
+    return _exactly(end, size)
+
+
+def _exactly(end, size):
+    content = bytearray()
+    while len(content) < size:
+        part = os.read(end, size - len(content))
+        if not part:
+            raise EOFError("the job ends early")
+        content += part
+    return bytes(content)
+
+
+def _rest(end):
+    content = bytearray()
+    while part := os.read(end, 1 << 16):
+        content += part
+    return bytes(content)
+
+
 def _tell(verdict):
     os.write(_VERDICT, json.dumps(verdict).encode() + b"\n")
+
+
+def _keep(job, uid):
+    """Pid 1 of the program's namespace: start the program, and end with it; never returns."""
+    limits = dict(job["limits"])
+    limits["NPROC"] += 1  # this process
+    give_up_powers(limits, uid)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a handler no signal of the program's reaches its pid 1
+    program = os.fork()
+    if program == 0:
+        os.setsid()
+        _call("prctl", _PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run_program(Line(socket.socket(fileno=_VERDICT)), job["program"])
+        os._exit(0)
+    os.closerange(0, 256)  # the checker is to see that the program's end of the line has gone
+    while os.wait()[0] != program:
+        pass
+    os._exit(0)  # what the program has started ends with its pid 1
 
 
 def _inside(job):
@@ -332,22 +380,19 @@ def _inside(job):
         uid = _FIRST_UID + int.from_bytes(os.urandom(3), "little") * 2
         nothing = os.open("/dev/null", os.O_RDWR)
         if os.fork() == 0:
-            os.dup2(nothing, 0)
+            os.dup2(nothing, 0)  # over the tests that nobody has read yet
             os.dup2(1, 2)
             os.dup2(theirs.detach(), _VERDICT)  # over the verdict's: the program has no way to it
             os.closerange(_VERDICT + 1, 256)
             os.setsid()
-            give_up_powers(job["limits"], uid)
-            source = job["program"]
-            job.clear()  # the tests with what they expect are no business of the program
-            run_program(Line(socket.socket(fileno=_VERDICT)), source)
-            os._exit(0)
+            _keep(job, uid)
         theirs.close()
+        tests = json.loads(_rest(0))
         for standard in (0, 1, 2):
             os.dup2(nothing, standard)
         os.setsid()
         give_up_powers(job["limits"], uid + 1)
-        verdict = check(Line(ours), job)
+        verdict = check(Line(ours), tests)
     except RefusedError as error:
         verdict = {"refused": str(error)}
     except Exception as error:  # noqa: BLE001  a fault of ours is told as what it is, and passes nothing
@@ -358,7 +403,7 @@ def _inside(job):
 
 def main():
     """Read the job, launch, wait, and leave nothing behind."""
-    job = json.loads(sys.stdin.buffer.read())
+    job = json.loads(_part(0))
     try:
         separate()
         child = os.fork()
@@ -370,7 +415,7 @@ def main():
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.kill(child, signal.SIGKILL))
     handle = os.pidfd_open(child)
-    ended, _, _ = select.select([handle], [], [], job["seconds"])
+    ended, _, _ = select.select([handle], [], [], max(0.0, job["deadline"] - time.monotonic()))
     if not ended:
         os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)  # returns when every process of the namespaces has gone

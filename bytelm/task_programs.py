@@ -207,7 +207,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     """A record that was written; None for anything else."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of brackets in brackets without end
         return None
     if not isinstance(record, dict) or not record.keys() >= _WRITTEN:
         return None

@@ -98,7 +98,7 @@ def test_other_settings_do_not_go_on_with_these_programs(model: LanguageModel, d
     assert len(list((data / "eval").glob("*.programs.jsonl"))) == 3
 
 
-@pytest.mark.parametrize("line", ["no JSON", "[]", '{"problem": "Example/0"}'])
+@pytest.mark.parametrize("line", ["no JSON", "[]", '{"problem": "Example/0"}', "[" * 100_000])
 def test_a_damaged_line_of_what_was_written_is_named(model: LanguageModel, data: Path, line: str) -> None:
     humaneval(request(model, data))
     (kept,) = (data / "eval").glob("*.programs.jsonl")
