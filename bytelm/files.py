@@ -2,19 +2,24 @@
 
 A file is written beside its place, flushed to the disk and renamed over it; the folder's entry is flushed too.
 A reader therefore sees the old file or the new one, never a part. A disk that refuses becomes ``StorageError``.
-A lock keeps a second process out; the kernel lets go of it however the first one ends.
+A lock keeps a second process out; the kernel lets go of it however the first one ends. Who writes a part locks it, too:
+what a killed process has left of one is known by that, and the next writer of the file takes it away.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from bytelm.errors import BytelmError, StorageError
 
+_PART: Final = ".part"
+_NAME_OF_PART: Final = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)
 _REFUSALS = {
     errno.ENOSPC: ("no space is left on the disk", "free some space and run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
@@ -75,17 +80,59 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         StorageError: The disk refuses.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     with refusals_named(path):
         try:
-            with beside.open("wb") as file:
+            with _opened_alone(beside) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+                beside.replace(path)
             flush_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+        clear_parts(path.parent, path.name)
+
+
+def is_part(name: str, of: str | None = None) -> bool:
+    """Whether a file name is that of a part of ``write_file``: of any file, or of one."""
+    found = _NAME_OF_PART.fullmatch(name)
+    return found is not None and of in (None, found[1])
+
+
+def clear_parts(folder: Path, of: str | None = None) -> None:
+    """Remove what killed processes have left of files that they were writing.
+
+    Args:
+        folder: Where they lie.
+        of: Name of the file that they are parts of; any where None.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    for part in folder.iterdir():
+        if is_part(part.name, of):
+            with contextlib.suppress(OSError), part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives, wherever that is
+                part.unlink()
+
+
+def _opened_alone(part: Path) -> BinaryIO:
+    """A new file that is locked as long as it is open."""
+    while True:
+        file = part.open("wb")
+        with contextlib.suppress(OSError):  # a file system without locks: nobody can take the part for a dead one's
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, part):
+            return file
+        file.close()  # taken for a dead one's part in the instant before it was locked
+
+
+def _is_at(file: BinaryIO, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -8,11 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-from bytelm.checkpoint import Found, checkpoints, config_text, find_newest_sound, load_snapshot, set_aside
+from bytelm.checkpoint import (
+    Found,
+    check_resumable,
+    checkpoints,
+    config_text,
+    find_newest_sound,
+    load_snapshot,
+    set_aside,
+)
 from bytelm.config import PATH_OF_CONFIG, ModelConfig, RunConfig
 from bytelm.corpora import Corpora
 from bytelm.errors import CheckpointError, StorageError
-from bytelm.files import locked, refusals_named, write_file
+from bytelm.files import clear_parts, is_part, locked, refusals_named, write_file
 from bytelm.ranks import Ranks
 
 PATH_OF_LOCK: Final = ".train.lock"
@@ -74,6 +82,7 @@ def check_same_run(found: Found, config: RunConfig, corpora: Corpora) -> None:
         CheckpointError: With what differs.
     """
     saved = found.snapshot
+    check_resumable(found.checkpoint, saved)
     if corpora.fingerprint != saved.fingerprint:
         raise CheckpointError(
             f"{found.checkpoint} was trained on another corpus (fingerprint {_shown(saved.fingerprint)}, and "
@@ -129,9 +138,13 @@ def check_folder(run: Path, found: Found | None) -> None:
     if run.exists() and not run.is_dir():
         raise StorageError(f"{run} is a file; choose another --out")
     if found is None and run.is_dir() and not (run / PATH_OF_CONFIG).exists():
-        foreign = [path for path in run.iterdir() if path.name != PATH_OF_LOCK]
+        with refusals_named(run):
+            names = [path.name for path in run.iterdir()]
+        foreign = sorted(name for name in names if name != PATH_OF_LOCK and not is_part(name, PATH_OF_CONFIG))
         if foreign:
-            raise StorageError(f"{run} is not empty and is no run of bytelm; choose another --out")
+            raise StorageError(
+                f"{run} is not empty and is no run of bytelm (it holds {foreign[0]}); choose another --out"
+            )
 
 
 def sole_training(run: Path) -> contextlib.AbstractContextManager[None]:
@@ -160,11 +173,14 @@ def begin_folder(run: Path) -> Iterator[None]:
 
 
 def prepare_folder(run: Path, config: RunConfig, corpora: Corpora, found: Found | None) -> tuple[str, ...]:
-    """Write the settings, and set damaged checkpoints aside.
+    """Write the settings, set damaged checkpoints aside, and clear away what killed processes have left half written.
 
     Returns:
         A line for each of these.
     """
+    with refusals_named(run):
+        for folder in (run, *(path for path in run.iterdir() if path.is_dir() and not path.is_symlink())):
+            clear_parts(folder)
     text = config_text(config, corpus=corpora.place, fingerprint=corpora.fingerprint)
     write_file(run / PATH_OF_CONFIG, text.encode())
     damaged = () if found is None else found.damaged

@@ -1,7 +1,13 @@
-"""Ctrl-C as a wish: the first one asks a training to stop and save, the second leaves at once."""
+"""Ctrl-C as a wish: the first one asks a training to stop and save, the second leaves at once.
 
+A terminal that goes away (SIGHUP) asks like SIGTERM does. What is said afterwards has no reader, and must not end what
+it asked for.
+"""
+
+import contextlib
 import os
 import signal
+import stat
 from types import FrameType
 from typing import Any, Final, Self
 
@@ -9,7 +15,9 @@ _STOPPING: Final = b"\nstopping after this step, and saving; once more to leave 
 
 
 class StopRequest:
-    """Within its context the first SIGINT or SIGTERM is noted, and the second interrupts. Called, it tells.
+    """Within its context the first SIGINT, SIGTERM or SIGHUP is noted, the second interrupts. Called, it tells.
+
+    A SIGHUP that is ignored, as ``nohup`` has it, stays so.
 
     Args:
         quiet: Say nothing to whoever asks: where several processes stop together. If one of them has died, torchrun
@@ -32,7 +40,10 @@ class StopRequest:
         return self._asked
 
     def __enter__(self) -> Self:
-        self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._handlers = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -41,9 +52,24 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN if ending else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
+        if number == signal.SIGHUP:
+            _leave_terminals_that_went()
+            if self._asked:  # a shell sends it once more than a person would
+                return
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
         if not self._quiet:
-            os.write(2, _STOPPING)  # whatever the signal has interrupted, even a line that is just being printed
+            with contextlib.suppress(OSError):
+                os.write(2, _STOPPING)  # whatever the signal has interrupted, even a line that is just being printed
+
+
+def _leave_terminals_that_went() -> None:
+    """Point standard output and error to nothing where they were a terminal that is no longer one."""
+    for end in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(end).st_mode) and not os.isatty(end):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, end)
+                os.close(nothing)

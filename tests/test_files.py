@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bytelm.errors import CheckpointError, StorageError
-from bytelm.files import locked, refusals_named, write_file
+from bytelm.files import clear_parts, locked, refusals_named, write_file
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -41,6 +41,48 @@ def test_a_write_that_the_system_cuts_short_leaves_the_old_file(tmp_path: Path) 
     assert "larger than this system allows" in ended.stderr
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from bytelm import files
+target = pathlib.Path(sys.argv[1])
+files.flush_folder = lambda folder: None
+pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.write_file(target, b"half")
+"""
+
+
+def test_what_a_killed_process_left_of_a_file_is_cleared_away_by_its_next_writer(tmp_path: Path) -> None:
+    target = tmp_path / "config.toml"
+    subprocess.run([sys.executable, "-B", "-c", KILLED, str(target)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".config.toml.")
+    write_file(tmp_path / "toml", b"of another name")
+    assert left.exists()
+    write_file(target, b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "toml"]
+
+
+def test_the_part_of_a_process_that_still_writes_stays(tmp_path: Path) -> None:
+    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "(print(flush=True), input(), sys.exit())")
+    words = [sys.executable, "-B", "-c", code, str(tmp_path / "a")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        (part,) = tmp_path.iterdir()
+        clear_parts(tmp_path)
+        write_file(tmp_path / "a", b"mine")
+        assert part.exists()
+        writer.communicate(b"\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_that_only_look_like_parts_stay(tmp_path: Path) -> None:
+    for name in ("a.part", ".a.part", ".a.x.part", ".7.part", ".a.7.part.txt"):
+        (tmp_path / name).write_bytes(b"somebody's")
+    clear_parts(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT])
