@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from bytelm.data.compression import COMPRESSIONS, MAGIC_BYTES, decompress, fits
 from bytelm.errors import SourceError
+from bytelm.hub import out_of_reach
 
 Row = dict[str, Any]
 _T = TypeVar("_T")
@@ -196,6 +197,10 @@ def _hellaswag_rows(text: str, place: Path) -> list[Row]:
 
 
 def _from_hub(source: DataSet, task: str) -> list[Row]:
+    remedy = f"give --data FILE or --data DIR with DIR/{source.files[0]}"
+    if reason := out_of_reach(source.hub):
+        raise SourceError(f"task {task} has no data here: {reason}; {remedy}")
+
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -206,6 +211,5 @@ def _from_hub(source: DataSet, task: str) -> list[Row]:
     except (DatasetsError, ValueError, OSError, RuntimeError, network) as error:
         said = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise SourceError(
-            f"task {task} has no data here and the hub's {source.hub} cannot be read ({said}); give --data FILE or "
-            f"--data DIR with DIR/{source.files[0]}"
+            f"task {task} has no data here and the hub's {source.hub} cannot be read ({said}); {remedy}"
         ) from error

@@ -88,11 +88,14 @@ def test_offline_and_absent_is_one_line_that_says_where_to_put_which_file(monkey
     import datasets.config
     import huggingface_hub.constants
 
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     source = DataSet(files=("one.jsonl", "two.jsonl"), hub="nobody/nothing-at-all")
     with pytest.raises(
-        SourceError, match=r"nobody/nothing-at-all cannot be read .*give --data FILE or --data DIR with DIR/one"
+        SourceError,
+        match=r"nobody/nothing-at-all is in no .+ cannot be reached .*; give --data FILE or --data DIR with DIR/o",
     ) as caught:
         read_rows(source, None, "example")
     assert "\n" not in str(caught.value)
