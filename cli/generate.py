@@ -1,32 +1,42 @@
 """``bytelm generate``: continue a prompt, bytes shown as they are accepted."""
 
 import os
+import select
+import stat
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from bytelm.bounded_reading import STDIN, read_bounded
 from bytelm.cli import console
 from bytelm.cli.generate_many import from_file, interactively
 from bytelm.cli.generate_view import choose_view
 from bytelm.cli.generation_json import as_json as generation_json
-from bytelm.errors import GenerationError
+from bytelm.errors import GenerationError, SourceError
 from bytelm.palette import source_name
 
 if TYPE_CHECKING:
+    from typing import TextIO
+
     from rich.table import Table
 
     from bytelm.api import LanguageModel
     from bytelm.generation import Generation, Step
+
+_PROMPT_BYTES: Final = 64 << 20
 
 
 def generate(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run, one of its checkpoints, or the name of a shipped model.")
     ],
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Beginning of a document.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="Beginning of a document; what is piped in where none is given, or -."),
+    ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", help="Read the prompt from a file, any bytes; - is stdin.")
     ] = None,
@@ -187,14 +197,25 @@ def _read_prompt(prompt: str | None, file: Path | None, digits: str | None, *, o
             return bytes.fromhex(digits)
         except ValueError as error:
             raise GenerationError(f"--prompt-hex is not hexadecimal ({error}); give two digits a byte") from error
+    if file is None and prompt in (None, "-") and not others and _is_piped(sys.stdin):
+        if not select.select([sys.stdin], [], [], 0)[0]:
+            console.say("reading the prompt from stdin, for none was given; '' is the empty one")
+        file = STDIN
     if file is None:
         return os.fsencode(prompt or "")  # the bytes that were typed, whatever the locale
-    if str(file) == "-":
-        return sys.stdin.buffer.read()
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise GenerationError(f"cannot read the prompt {file}: {error.strerror}; give another file") from error
+        return read_bounded(file, _PROMPT_BYTES, what="the prompt", remedy="give its end, which is what is read")
+    except SourceError as error:
+        raise GenerationError(str(error)) from error
+
+
+def _is_piped(stream: "TextIO | None") -> bool:
+    """Whether somebody has put something there: a pipe, a file or a socket; not a terminal, and not /dev/null."""
+    try:
+        mode = os.fstat(stream.fileno()).st_mode if stream is not None else 0
+    except (OSError, ValueError):  # closed, or no file of the system
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def _notes(model: "LanguageModel", prompt: bytes) -> list[str]:

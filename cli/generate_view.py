@@ -61,7 +61,7 @@ class SafeText:
     """Text without control characters, for files and pipes in UTF-8.
 
     With marks, bytes that heads drafted stand in ‹ ›, one head after another, and those of prompt lookup in « ».
-    What the trunk chose stands alone.
+    What the trunk chose stands alone. Where only ASCII can be shown, they are < > and << >>.
     """
 
     def __init__(self, *, marks: bool) -> None:
@@ -69,8 +69,10 @@ class SafeText:
         self._marks = marks
         self._close = ""  # the mark that is due
         self._over = False
-        legend = "‹drafted by heads, one after another›, «by prompt lookup», the rest chosen by the trunk"
-        self.legend = legend if marks else ""
+        self._by_head, self._by_lookup = (("<", ">"), ("<<", ">>")) if console.is_ascii_alone() else ("‹›", "«»")
+        heads = "drafted by heads, one after another".join(self._by_head)
+        lookup = "by prompt lookup".join(self._by_lookup)
+        self.legend = f"{heads}, {lookup}, the rest chosen by the trunk" if marks else ""
 
     def show(self, data: bytes, heads: Sequence[int]) -> None:
         """See ``View``."""
@@ -89,7 +91,7 @@ class SafeText:
 
     def _marked(self, head: int) -> str:
         """Marks before a character of a source."""
-        opening, closing = ("‹", "›") if head >= 1 else ("«", "»") if head == -1 else ("", "")
+        opening, closing = self._by_head if head >= 1 else self._by_lookup if head == -1 else ("", "")
         if closing == self._close and not self._over:
             return ""
         marks = self._close + opening

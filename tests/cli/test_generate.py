@@ -1,6 +1,7 @@
 """``bytelm generate`` shows exactly what was generated, safely, and says how it ended."""
 
 import base64
+import codecs
 import dataclasses
 import io
 import json
@@ -17,10 +18,11 @@ import torch
 import typer
 from rich.console import Console
 
+import bytelm.decode
 from bytelm.api import load
+from bytelm.cli.command import Command
 from bytelm.cli.generate import generate
 from bytelm.cli.generate_view import SafeText, Terminal
-from bytelm.cli.quick_command import QuickCommand
 from bytelm.decode import DecodePlan
 from bytelm.drafting import Calibration, StepCost
 from bytelm.engine.library import load_library
@@ -200,15 +202,134 @@ def test_prompts_of_a_file_are_continued_as_each_alone(run: Path, tmp_path: Path
         '{"prompt": "a", "top_p": 7, "temperature": 1}',
         '{"prompt": "a", "stop": 5}',
         '{"prompt": "a", "stop": [""]}',
+        '{"prompt": "a", "stop": ["b", 5]}',
+        '{"prompt": "a", "stop": "\\ud800"}',
+        '{"prompt": "a", "id": NaN}',
+        '{"prompt": "a", "id": 1e999}',
+        '{"prompt": "a", "id": "\\ud800"}',
+        '{"prompt": "a", "id": ' + "[" * 40 + "]" * 40 + "}",
+        "[" * 100_000,
+        '{"prompt": "a", "seed": ' + "9" * 5000 + "}",
+        '{"prompt": "a", "prompt": "b"}',
+        '{"prompt": "a", "temperature": NaN}',
+        '{"prompt": "a", "seed": -1}',
+        '{"prompt": "\xff"}',
     ],
 )
 def test_a_line_that_is_no_prompt_is_named_before_anything_is_generated(
     run: Path, tmp_path: Path, line: str, capfdbinary: Any
 ) -> None:
-    (tmp_path / "prompts").write_text('\n{"prompt": "good", "max_bytes": 1}\n' + line)
+    (tmp_path / "prompts").write_bytes(b'\n{"prompt": "good", "max_bytes": 1}\n' + line.encode("latin-1"))
     with pytest.raises(GenerationError, match="line 3 of"):
         command(run, "--batch-file", tmp_path / "prompts", "--slots", "1")
     assert capfdbinary.readouterr().out == b""
+
+
+def test_values_that_are_huge_or_null_are_continued_like_others(run: Path, tmp_path: Path, capfdbinary: Any) -> None:
+    lines = [
+        {"prompt": "a", "max_bytes": 10**15, "stop": [chr(byte) for byte in range(128)]},
+        {"prompt": "a" * 5000, "max_bytes": 1, "id": {"a": [None, True]}},
+        {"prompt": "a", "max_bytes": 2, "top_k": 10**15, "temperature": 1e30, "seed": 2**63 - 1, "stop": None},
+    ]
+    (tmp_path / "prompts").write_bytes(codecs.BOM_UTF8 + "\r\n".join(map(json.dumps, lines)).encode())
+    assert command(run, "--batch-file", tmp_path / "prompts", "--max-bytes", "3") == 0
+    answers = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert [answer["finish_reason"] for answer in answers] == ["stop", "max_bytes", "max_bytes"]
+    assert answers[1]["id"] == lines[1]["id"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [("_LINE_BYTES", "line 1 has more than 30"), ("_FILE_BYTES", "together"), ("_MOST_PROMPTS", "more than 2")],
+)
+def test_a_batch_is_read_within_limits(
+    run: Path, tmp_path: Path, limit: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"bytelm.cli.generate_many.{limit}", 2 if limit == "_MOST_PROMPTS" else 30)
+    text = "x" * (30 if limit == "_LINE_BYTES" else 1)
+    (tmp_path / "prompts").write_text(f'{{"prompt": "{text}"}}\n' * 3)
+    with pytest.raises(GenerationError, match=message):
+        command(run, "--batch-file", tmp_path / "prompts")
+
+
+def test_prompts_that_never_end_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("generate._PROMPT_BYTES", "generate_many._LINE_BYTES"):
+        monkeypatch.setattr(f"bytelm.cli.{name}", 5000)
+    with pytest.raises(GenerationError, match="the prompt /dev/zero has more bytes, and 5,000 are the most"):
+        command(run, "--prompt-file", "/dev/zero")
+    with pytest.raises(GenerationError, match="line 1 has more than 5,000 bytes"):
+        command(run, "--batch-file", "/dev/zero")
+
+
+def test_what_is_finished_is_written_where_the_others_are_ended(
+    run: Path, tmp_path: Path, capfdbinary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [{"prompt": "a", "max_bytes": 40}, {"prompt": "b", "max_bytes": 2}, {"prompt": "c", "max_bytes": 3}]
+    (tmp_path / "prompts").write_text("\n".join(map(json.dumps, lines)))
+    decode = bytelm.decode.decode_batch
+    for ending, code in ((KeyboardInterrupt(), 130), (GenerationError("no memory"), None)):
+
+        def ended(*words: Any, ending: BaseException = ending, **options: Any) -> Any:
+            short = 2
+            for index, step in decode(*words, **options):
+                yield index, step
+                short -= step.finish_reason is not None
+                if not short:
+                    raise ending
+
+        monkeypatch.setattr("bytelm.decode.decode_batch", ended)
+        words = (run, "--batch-file", tmp_path / "prompts", "--slots", "3")
+        if code is None:
+            with pytest.raises(GenerationError, match="no memory"):
+                command(*words)
+        else:
+            assert command(*words) == code
+        captured = capfdbinary.readouterr()
+        assert [json.loads(line)["index"] for line in captured.out.splitlines()] == [1, 2]
+        assert (b"2 of 3 prompts are finished" in captured.err) == (code is not None)
+
+
+@pytest.mark.parametrize("prompt", [(), ("-",), ("--prompt-file", "-")])
+def test_what_is_piped_in_is_the_prompt(
+    run: Path, tmp_path: Path, prompt: tuple[str, ...], capfdbinary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "piped").write_bytes(b"\xff piped")
+    with (tmp_path / "piped").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        command(run, *prompt, "--max-bytes", "12", "--raw")
+    assert capfdbinary.readouterr().out == load(run).generate(b"\xff piped", max_bytes=12).data
+
+
+def test_a_pipe_with_nothing_in_it_yet_is_waited_for_and_that_is_said(
+    run: Path, capfdbinary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = os.pipe()
+
+    def say(line: str) -> None:
+        if not said:
+            os.write(write, b"late")
+            os.close(write)
+        said.append(line)
+
+    said: list[str] = []
+    monkeypatch.setattr("bytelm.cli.console.say", say)
+    with os.fdopen(read) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        command(run, "--max-bytes", "12", "--raw")
+    assert said[:1] == ["reading the prompt from stdin, for none was given; '' is the empty one"]
+    assert capfdbinary.readouterr().out == load(run).generate(b"late", max_bytes=12).data
+
+
+def test_a_prompt_that_was_given_is_the_prompt_whatever_is_piped_in(
+    run: Path, tmp_path: Path, capfdbinary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "piped").write_bytes(b"piped")
+    with (tmp_path / "piped").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        command(run, "p", "--max-bytes", "12", "--raw")
+        command(run, "", "--max-bytes", "12", "--raw")
+    model = load(run)
+    assert capfdbinary.readouterr().out == b"".join(model.generate(one, max_bytes=12).data for one in ("p", ""))
 
 
 def test_prompts_are_asked_for_until_an_empty_line(run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -321,7 +442,7 @@ print(code, *({{"torch", "pydantic", "rich", "tomli_w", "safetensors.torch"}} & 
 
 def test_values_that_are_plainly_right_are_what_typer_makes_of_them() -> None:
     app = typer.Typer()
-    app.command("quick", cls=QuickCommand)(generate)
+    app.command("quick", cls=Command)(generate)
     app.command("checked")(generate)
     group: Any = typer.main.get_command(app)
     words = ["run", "né", "--max-bytes", "7", "--temperature", "0.5", "--top-k", "3", "--stop", "a", "--stop", "b"]
@@ -333,7 +454,7 @@ def test_values_that_are_plainly_right_are_what_typer_makes_of_them() -> None:
         assert quick == checked
         assert {name: type(value) for name, value in quick.items()} == {k: type(v) for k, v in checked.items()}
     for wrong in (
-        ["--max-bytes", "x"],
+        ["--top-k", "x"],
         ["--slots", "0"],
         ["--draft", "tree"],
         ["--temperature", "warm"],
