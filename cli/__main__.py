@@ -1,5 +1,6 @@
 """``python -m bytelm.cli`` and the ``bytelm`` program."""
 
+import io
 import os
 import sys
 
@@ -16,6 +17,9 @@ def main() -> None:
     # keep up to a megabyte for each of the last 1,024 of them (docs/experiments.md, 2026-11-24).
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "128")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
+            stream.reconfigure(errors="backslashreplace")  # what cannot be shown is named, and is no error
     code = run()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Threads that exchanged tensors with other processes may still be tidying up, and would be cut off in the

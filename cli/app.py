@@ -1,20 +1,23 @@
 """The command line: its commands, and one door through which every failure leaves as one line.
 
-Exit codes: 0 done, 2 the caller's mistake (one line), 1 ours (a traceback, please report it), 130 interrupted.
+Exit codes: 0 done, 2 the caller's mistake (one line), 1 ours (a traceback, please report it) or an output that cannot
+be written (one line), 130 interrupted.
 """
 
+import errno
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
 
-from bytelm.cli import console
+from bytelm.cli import console, usage
+from bytelm.cli.command import Command
 from bytelm.cli.grouped_help import GroupedCommand
-from bytelm.cli.quick_command import QuickCommand, QuickGroup
+from bytelm.cli.quick_command import QuickGroup
 from bytelm.errors import BytelmError
 
 COMMANDS: Final = {
@@ -31,14 +34,16 @@ COMMANDS: Final = {
     "report": "report",
     "export": "export",
     "doctor": "doctor",
+    "completion": "completion",
 }
 """Where each command is: a module of ``bytelm.cli``, and its function where that has another name."""
 
-_CLASSES: Final[dict[str, type[TyperCommand]]] = {
-    "ingest": GroupedCommand,
-    "eval": GroupedCommand,
-    "generate": QuickCommand,
-}
+_COMPLETE: Final = "_BYTELM_COMPLETE"
+"""What a shell sets when it asks how a line could go on."""
+_REFUSED: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
+"""Errors of an output that takes nothing more."""
+
+_CLASSES: Final[dict[str, type[Command]]] = {"ingest": GroupedCommand, "eval": GroupedCommand}
 
 
 def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
@@ -57,7 +62,7 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     for name in names:
         module, _, function = COMMANDS[name].partition(":")
         command = getattr(importlib.import_module(f"bytelm.cli.{module}"), function or module)
-        app.command(name, cls=_CLASSES.get(name))(command)
+        app.command(name, cls=_CLASSES.get(name, Command))(command)
     return app
 
 
@@ -87,19 +92,13 @@ def run(arguments: list[str] | None = None) -> int:
     Args:
         arguments: Words after the program's name; those of this process when None.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in words
+    words, debug = usage.ordered(sys.argv[1:] if arguments is None else arguments, COMMANDS)
     try:
-        # A command that is known needs none of the others: their modules take longer than a short generation.
-        asked = next((word for word in words if word != "--debug"), None)
-        command = typer.main.get_command(make_app([asked] if asked in COMMANDS else COMMANDS))
-        # Not app(…), which would end on Ctrl-C without a word.
-        with command.make_context("bytelm", list(words)) as context:
-            outcome = command.invoke(context)
+        return _run(words)
     except typer.Exit as leave:
         return leave.exit_code
     except typer.TyperException as error:
-        console.fail(f"{getattr(error, 'format_message', error.__str__)()} (bytelm --help tells how it is used)")
+        console.fail(usage.line_of(error, words, COMMANDS))
         return console.EXIT_CALLER
     except BytelmError as error:
         if debug:
@@ -111,6 +110,43 @@ def run(arguments: list[str] | None = None) -> int:
         console.say("interrupted")
         return console.EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nothing is left to say to it
+        console.give_up_output()  # its reader has gone, as head does when it has enough
         return console.EXIT_OK
+    except OSError as error:
+        if error.filename is not None or error.errno not in _REFUSED:
+            raise
+        console.give_up_output()
+        console.fail(f"cannot write standard output: {error.strerror}; send it to another place")
+        return console.EXIT_OURS
+
+
+def _run(words: list[str]) -> int:
+    if sys.stdout is None:  # what is written would be lost without a word
+        console.fail("standard output is closed; send it to a file, or to /dev/null")
+        return console.EXIT_OURS
+    if _COMPLETE in os.environ:
+        return _complete(os.environ[_COMPLETE])
+    asked = words[0] if words else "--help"
+    if asked not in COMMANDS and not asked.startswith("-"):
+        console.fail(usage.no_command(words, COMMANDS))
+        return console.EXIT_CALLER
+    # A command that is known needs none of the others: their modules take longer than a short generation.
+    alone = [asked] if asked in COMMANDS else COMMANDS if asked in ("-h", "--help") else []
+    command = typer.main.get_command(make_app(alone))
+    # Not app(…), which would end on Ctrl-C without a word.
+    with command.make_context("bytelm", list(words)) as context:
+        outcome = command.invoke(context)
+    sys.stdout.flush()
     return outcome if isinstance(outcome, int) else console.EXIT_OK
+
+
+def _complete(instruction: str) -> int:
+    """Print how the line that a shell holds could go on."""
+    from typer._completion_classes import completion_init
+    from typer.completion import shell_complete
+
+    completion_init()
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    asked = next((word for word in line.split()[1:] if word in COMMANDS), None)
+    command: Any = typer.main.get_command(make_app(COMMANDS if asked is None else [asked]))
+    return shell_complete(command, {}, "bytelm", _COMPLETE, instruction)

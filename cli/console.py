@@ -4,10 +4,13 @@ With ``--json`` a command prints one JSON object on stdout and nothing else ther
 a model is made safe first: a terminal obeys escape sequences, so they are shown instead.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bytelm.utf8 import shown
@@ -31,7 +34,14 @@ def people() -> "Console":
 
 def say(line: str) -> None:
     """One line for people, on stderr."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201  the one place that prints lines
+    with contextlib.suppress(OSError):  # who closes the place for such lines does not want them
+        print(line, file=sys.stderr, flush=True)  # noqa: T201  the one place that prints lines
+
+
+def busy(line: str) -> None:
+    """What is being done and takes some seconds; for somebody who waits before a terminal."""
+    if sys.stderr.isatty():
+        say(f"{line} …")
 
 
 def result(line: str) -> None:
@@ -47,6 +57,40 @@ def print_json(value: Mapping[str, Any]) -> None:
 def fail(message: str) -> None:
     """The one line of a failed command, on stderr."""
     say(f"error: {shown(' '.join(message.split()))}")
+
+
+def program() -> str:
+    """What a person types to run this program again: its name, or its path where no shell finds it by name."""
+    started = Path(sys.argv[0])
+    if started.name != "bytelm" or shutil.which("bytelm") == str(started):
+        return "bytelm"
+    try:
+        return str(started.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(started)
+
+
+def is_ascii_alone() -> bool:
+    """Whether marks outside of ASCII would not be shown: the streams cannot carry them, or the locale is C."""
+    if not all("utf" in (stream.encoding or "utf").lower() for stream in (sys.stdout, sys.stderr)):
+        return True
+    said = [os.environ.get(name) or "" for name in ("LC_ALL", "LC_CTYPE", "LANG")]
+    if said[1] in ("C.UTF-8", "C.utf8", "UTF-8"):
+        said[1] = ""  # this is what Python itself makes of the locale C
+    return next(filter(None, said), "") in ("C", "POSIX")
+
+
+def give_up_output() -> None:
+    """Let what standard output did not take, and what may still come, go nowhere: Python would try again at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+
+
+def one_line(name: str | os.PathLike[str]) -> str:
+    """A file name for a listing: nothing in it ends the line, moves along it or is obeyed by a terminal."""
+    return shown(os.fspath(name)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def terminal() -> "Console | None":

@@ -23,6 +23,8 @@ def dry_run(config: "RunConfig", corpus: list[str], out: Path, *, resume: Any, a
         resume: As for the run itself.
         as_json: Print one JSON object instead of lines.
     """
+    console.busy("loading torch, then measuring a few steps; nothing is written")
+
     from bytelm.estimate import estimate
 
     told = estimate(config, corpus, out, resume=resume)

@@ -1,6 +1,7 @@
 """``bytelm eval``: what a model is worth on held-out bytes and on tasks."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,8 +161,9 @@ def evaluate(
         check_vocabulary(name, model)
     folder = results_folder(checkpoint)
 
+    @functools.cache  # a pipe can be read once, and tasks ask for it again and again
     def held_out() -> "HeldOut":
-        return open_held_out(checkpoint, file=file, corpus=corpus, split=split)
+        return open_held_out(checkpoint, file=file, corpus=corpus, split=split, limit_bytes=limit_of_bytes)
 
     summary: dict[str, Any] = {"checkpoint": str(checkpoint), "tasks": {}}
     kept: list[str] = []

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from typer.core import TyperCommand
+from bytelm.cli.command import Command
 
 _REST = "Options"
 
 
-class GroupedCommand(TyperCommand):
+class GroupedCommand(Command):
     """A command whose help puts options under the ``rich_help_panel`` that they are declared with."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

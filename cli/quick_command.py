@@ -1,39 +1,34 @@
-"""A command whose values are taken at once where they are plainly right.
+"""Options whose values are taken at once where they are plainly right.
 
 Typer has every value checked by pydantic, which takes as long to load as a short generation takes in all. A value that
 is not plainly right still goes there, so that the errors are the same.
 """
 
+import enum
 import re
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 _UNSURE: Final = object()
 _WHOLE: Final = re.compile(r"-?\d{1,18}")
 _NUMBER: Final = re.compile(r"-?\d+(\.\d+)?")
 
 
-class _Quick:
-    """Quickens the options of a command, its ``--help`` included."""
+class QuickGroup(TyperGroup):
+    """Commands, with options of their own that do not hold them up."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        parameters = super().get_params(ctx)  # pyright: ignore[reportAttributeAccessIssue]  of a command
+        """Its options, ``--help`` included."""
+        parameters = super().get_params(ctx)
         for parameter in parameters:
-            _quicken(parameter)
+            quicken(parameter)
         return parameters
 
 
-class QuickCommand(_Quick, TyperCommand):
-    """A command that starts quickly."""
-
-
-class QuickGroup(_Quick, TyperGroup):
-    """Commands, with options of their own that do not hold them up."""
-
-
-def _quicken(parameter: Any) -> None:
+def quicken(parameter: Any) -> None:
+    """Let a parameter take what is plainly right without pydantic."""
     descriptor, checked = getattr(parameter, "type_descriptor", None), parameter.process_value
     if descriptor is None or "process_value" in vars(parameter):
         return
@@ -62,6 +57,8 @@ def _plainly(value: Any, wanted: Any, least: float | None, most: float | None) -
         return Path(value)
     if get_origin(wanted) is Literal and value in get_args(wanted):
         return value
+    if isinstance(wanted, type) and issubclass(wanted, enum.StrEnum) and value in [*wanted]:
+        return wanted(value)
     if wanted in (int, float):
         written = str(value) if type(value) in (int, float, str) else ""
         if (_WHOLE if wanted is int else _NUMBER).fullmatch(written):

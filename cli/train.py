@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bytelm.train import Finished, Started
 
 _DEFAULT_PRESET: Final = "tiny"
+_LEAST_VALIDATIONS: Final = 8  # in a run that is begun
 
 
 class ResumeChoice(enum.StrEnum):
@@ -115,7 +116,7 @@ def train(
             if resume is not ResumeChoice.never and checkpoints(out):
                 config, corpus = _resumed(out, preset, wanted, corpus)
             else:
-                config = _config(preset, wanted, init_from)
+                config = _validated_often(_config(preset, wanted, init_from), changes or [])
             if not corpus:
                 raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
             if dry and ranks.count > 1:
@@ -208,6 +209,22 @@ def _config(preset: str | None, changes: list[str], init_from: Path | None = Non
 
         return settings_from(init_from, changes)
     return RunConfig.build(preset or _DEFAULT_PRESET, changes)
+
+
+def _validated_often(config: "RunConfig", changes: list[str]) -> "RunConfig":
+    """The same settings with enough validations to draw a curve, unless their interval was asked for.
+
+    A budget of time alone has no number of steps that is known; it keeps the interval of its preset.
+    """
+    settings, steps = config.train, config.train.steps
+    if settings.bytes is not None:
+        steps = settings.bytes // (settings.batch_windows * settings.accumulation * config.data.window_bytes)
+    if steps is None or any(change.startswith("train.validate_every_steps") for change in changes):
+        return config
+    most = max(1, steps // _LEAST_VALIDATIONS)
+    if settings.validate_every_steps <= most:
+        return config
+    return config.with_changes([f"train.validate_every_steps={most}"])
 
 
 def _resumed(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bytelm.tune import FittedPairs, Tuning
 
 _PROMPT_BYTES: Final = 192
+_TEXT_BYTES: Final = 64 << 20
 _NOISE: Final = "random"
 
 
@@ -105,16 +106,16 @@ def _texts(files: list[Path] | None) -> dict[str, bytes]:
     import random
 
     import bytelm
-    from bytelm.errors import SourceError
+    from bytelm.bounded_reading import read_bounded
 
     if files:
-        texts = {}
-        for file in files:
-            try:
-                texts[file.name] = file.read_bytes()
-            except OSError as error:
-                raise SourceError(f"cannot read {file}: {error.strerror}; give a file that exists") from error
-        return texts
+        again = {file.name for file in files if sum(other.name == file.name for other in files) > 1}
+        return {
+            str(file) if file.name in again else file.name: read_bounded(
+                file, _TEXT_BYTES, what="the text", remedy="give a part of it: tuning reads a few hundred pieces"
+            )
+            for file in files
+        }
     code = b"\n".join(path.read_bytes() for path in sorted(Path(bytelm.__file__).parent.glob("*.py")))
     return {"prose": _prose(), "code": code, _NOISE: random.Random(0).randbytes(1 << 14)}
 

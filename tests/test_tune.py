@@ -186,6 +186,11 @@ def test_a_damaged_plan_is_refused_before_a_decoder_sees_it(name: str, tmp_path:
         {"head": -1.0},
         {"sequence": float("inf")},
         {"past": -1},
+        {"past": 1.5},
+        {"rows": [1, 10**400]},
+        {"seconds": [1.0, 10**400]},
+        {"head": None},
+        {"rows": list(range(1, 5000)), "seconds": [1.0] * 4999},
     ):
         damaged.append({**whole, "costs": [{**whole["costs"][0], **change}]})
     damaged += [{**whole, "costs": costs} for costs in ([], whole["costs"] * 2)]
@@ -194,9 +199,16 @@ def test_a_damaged_plan_is_refused_before_a_decoder_sees_it(name: str, tmp_path:
         {"head 0 3": [-1.0, 3.0]},
         {"head x 3": [1.0, 3.0]},
         {"past 4": [1.0]},
+        {"past 4": [1.0, 2.0, 3.0]},
+        {"past 4": [1e308, 1e308]},
+        {"past 4": [1, 10**400]},
+        {"past 4": [float("nan"), float("nan")]},
+        {f"head 0 {'9' * 5000}": [1.0, 2.0]},
+        [],
     ):
         damaged.append({**whole, "calibration": calibration})
-    for text in ("{", *map(json.dumps, damaged)):
+    damaged += [{**whole, "key": []}, {**whole, "key": {"weights": 3}}, {**whole, "format": "x" * 100}]
+    for text in ("{", "[" * 100_000, '{"format": 2, "format": 2}', "9" * 5000, *map(json.dumps, damaged)):
         path.write_text(text)
         plan, why = read_plan(tmp_path, model)
         assert plan is None, text

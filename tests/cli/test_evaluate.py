@@ -1,8 +1,10 @@
 """``bytelm eval`` as a person and as a program meets it."""
 
 import json
+import os
 import random
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def test_a_shipped_model_scores_bytelm_s_own_code_and_its_results_stay_here(
     own = sorted(Path(str(app.__file__)).parent.glob("*.py"))
     found = evaluated(capsys, "pocket", "--limit-bytes", "2000")
     assert found["source"] == "the modules of bytelm.cli"
-    assert 0 < found["scored_bytes"] <= 2000 < sum(path.stat().st_size for path in own)
+    assert found["scored_bytes"] == 2000 < sum(path.stat().st_size for path in own)
     assert set(found["by_type"]) == {"python"}
     assert json.loads(Path("eval/bpb-pocket.json").read_bytes())["bits_per_byte"] == found["bits_per_byte"]
     assert {path: path.read_bytes() for path in folder.rglob("*")} == before
@@ -108,9 +110,53 @@ def test_another_corpus_and_another_split_can_be_scored(
     assert result["scored_bytes"] == corpus.raw_bytes("train")
 
 
-def test_a_limit_scores_no_more_than_it_says(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = evaluated(capsys, str(trained / "run"), "--split", "train", "--limit-bytes", "1KiB")
-    assert 500 < result["scored_bytes"] <= 1024
+def test_what_a_limit_asks_for_is_scored(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(trained / "run"), "--limit-bytes", "300"]
+    assert evaluated(capsys, *words)["scored_bytes"] == 300
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 20)
+    for task in ("bpb", "acceptance"):
+        found = evaluated(capsys, *words, "--file", str(tmp_path / "file"), "--prompts", "1", task=task)
+        assert found.get("teacher_forced", found)["scored_bytes"] == 300
+
+
+def test_less_than_a_limit_asks_for_is_said(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"a few bytes")
+    for task in ("bpb", "acceptance"):
+        words = [str(trained / "run"), "--file", str(tmp_path / "file"), "--limit-bytes", "1k", "--task", task]
+        assert app.run(["eval", *words, "--prompts", "1"]) == 0
+        said = capsys.readouterr().out
+        assert f"1,000 bytes were asked for, and there are 11 in {tmp_path / 'file'}: all are scored" in said
+
+
+def test_what_never_ends_is_read_as_far_as_it_is_asked_for(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capsys, str(trained / "run"), "--file", "/dev/zero", "--limit-bytes", "1k")
+    assert found["scored_bytes"] == 1000
+    assert found["source"] == "/dev/zero (its first 1,000 bytes)"
+    for limit in ([], ["--limit-bytes", "1T"]):
+        message = failed(capsys, str(trained / "run"), "--file", "/dev/zero", *limit)
+        assert "has more than 64 MiB" in message
+        assert "give --limit-bytes" in message
+
+
+def test_a_file_of_any_size_gives_pieces_and_is_not_held(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)  # that the disk holds nothing of
+    words = [str(trained / "run"), "--file", str(tmp_path / "huge")]
+    assert evaluated(capsys, *words, "--limit-bytes", "500")["scored_bytes"] == 500
+    assert "1,099,511,627,776 bytes" in failed(capsys, *words)
+
+
+def test_a_pipe_is_read_once_for_all_tasks(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"some bytes of a pipe " * 9,))
+    writer.start()
+    words = ["eval", str(trained / "run"), "--file", str(pipe), "--task", "acceptance,bpb", "--prompts", "1", "--json"]
+    assert app.run(words) == 0
+    writer.join()
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    assert tasks["bpb"]["scored_bytes"] == tasks["acceptance"]["teacher_forced"]["scored_bytes"] == 189
 
 
 def test_acceptance_is_measured_in_real_decoding_and_on_real_text(

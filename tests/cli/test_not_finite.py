@@ -14,6 +14,7 @@ from bytelm.cli.app import run
 from bytelm.config import RunConfig
 from bytelm.engine.library import load_library
 from bytelm.errors import CheckpointError, GenerationError
+from bytelm.harness import Scorer
 from bytelm.model import ByteLM
 
 SMALL = ["model.d_model=16", "model.layers=1", "model.attention_heads=2", "model.kv_heads=1", "model.d_ff=16"]
@@ -106,9 +107,36 @@ def test_scores_that_are_not_finite_are_no_figure(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_of(tmp_path, None)
-    for words in (["eval", folder], ["eval", folder, "--task", "acceptance"], ["tune", folder]):
-        code = run([*map(str, words), "--file", str(text), "--json"])
+    (tmp_path / "lambada.jsonl").write_text('{"text": "the sea is blue"}\n')
+    row = {"query": "What is blue?", "choices": ["the sea", "a rose"], "gold": 0}
+    (tmp_path / "arc_easy.jsonl").write_text(json.dumps(row) + "\n")
+    of_tasks = [
+        ["eval", folder, "--task", name, "--data", tmp_path / f"{name}.jsonl"] for name in ("lambada", "arc_easy")
+    ]
+    on_text = [[*words, "--file", text] for words in (
+        ["eval", folder], ["eval", folder, "--compress"], ["eval", folder, "--task", "acceptance"], ["tune", folder],
+    )]  # fmt: skip
+    for words in (*on_text, *of_tasks, ["eval", folder, "--task", "induction", "--limit", "2"]):
+        code = run([*map(str, words), "--json"])
         captured = capsys.readouterr()
         assert code == 2, (words, captured.out and json.loads(captured.out))
         assert captured.out == ""
         assert "not finite" in captured.err
+        assert captured.err.count("\n") == 1
+        if words[0] == "eval" and ("--task" not in words or "acceptance" in words):
+            assert "document 1 of those that are scored" in captured.err
+
+
+@pytest.mark.usefixtures("decoder")
+def test_the_harness_and_a_report_give_no_figure_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_of(tmp_path, None)
+    scorer = Scorer(bytelm.load(folder))
+    for ask in (
+        lambda: scorer.loglikelihood([("a", "b")]),
+        lambda: scorer.loglikelihood_rolling(["ab"]),
+        lambda: scorer.generate_until([("a", {})]),
+    ):
+        with pytest.raises(GenerationError, match="not finite"):
+            ask()
+    assert run(["report", str(folder)]) == 2
+    assert "not finite" in capsys.readouterr().err

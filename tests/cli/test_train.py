@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from bytelm.checkpoint import checkpoints, load_model, load_snapshot
 from bytelm.cli import app
 from bytelm.cli.dashboard import TrainingView
 from bytelm.cli.quantities import duration, parse_duration, parse_size, size
+from bytelm.cli.train import _validated_often
 from bytelm.config import RunConfig, describe_settings
 from bytelm.data.ingest import ingest
 from bytelm.errors import ConfigError
@@ -396,14 +398,15 @@ def test_without_a_terminal_lines_come_seconds_apart_whatever_the_pace(
             clock.now_s += 0.3 if isinstance(event, Progress) else 0.0
             view.show(event)
     lines = capsys.readouterr().err.splitlines()
-    assert (
-        len([line for line in lines if line.startswith("step") and "learning rate" in line]) == 1
-    )  # of 30 in 9 seconds
+    told = [line for line in lines if line.startswith("step") and "learning rate" in line]
+    assert len(told) == 2  # of 30 in 9 seconds
     assert [line for line in lines if line.startswith("step") and line.endswith(" to go")]  # whole, however long
 
 
 @pytest.mark.parametrize("heads", [1, 8, 32])
-@pytest.mark.parametrize(("width", "height"), [(60, 24), (80, 24), (93, 30), (94, 30), (120, 50), (200, 60)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(40, 18), (40, 40), (60, 24), (80, 24), (93, 30), (94, 30), (120, 50), (200, 60)]
+)
 def test_the_dashboard_fits_the_terminal(width: int, height: int, heads: int) -> None:
     drawn = io.StringIO()
     people = Console(file=drawn, force_terminal=True, width=width, height=height, color_system=None, markup=False)
@@ -469,7 +472,8 @@ def test_the_dashboard_fits_the_terminal(width: int, height: int, heads: int) ->
     assert "\x1b" not in drawn.getvalue()
     assert "\u202e" not in drawn.getvalue()
     assert "training" in drawn.getvalue()  # no column is squeezed out
-    assert "1.25 " in drawn.getvalue() or "1.250" in drawn.getvalue()
+    shown = " ".join(line.strip("│ ") for line in lines)
+    assert all(re.search(rf"\b{head}(:| +━*─* +)1\.250", shown) for head in range(heads))  # none is left out
 
 
 def test_the_dashboard_shows_every_head_and_the_newest_figures() -> None:
@@ -608,3 +612,19 @@ def test_sizes_and_durations_are_short_to_read() -> None:
         "2.00 TB",
     ]
     assert [duration(value) for value in (0.4, 59.6, 3600, 90_000)] == ["0s", "1m 00s", "1h 00m", "1d 01h"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "every"),
+    [
+        (["train.steps=80"], 10),
+        (["train.steps=3"], 1),
+        (["train.steps=80", "train.validate_every_steps=40"], 40),
+        (["train.steps=100000"], 500),
+        (["train.bytes=163840"], 20),
+        (["train.time_budget_s=60"], 500),
+    ],
+)
+def test_a_run_is_validated_often_enough_to_draw_a_curve(changes: list[str], every: int) -> None:
+    config = _validated_often(RunConfig.build("tiny", changes), changes)
+    assert config.train.validate_every_steps == every

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from bytelm.api import load
-from bytelm.cli.tune import tune
+from bytelm.cli.tune import _texts, tune
 from bytelm.engine.library import load_library, unavailable_reason
 from bytelm.errors import GenerationError, SourceError
 from bytelm.plans import PATH_OF_PLAN
@@ -144,3 +144,18 @@ def test_json_is_one_object_with_what_was_predicted_and_achieved(
 def test_a_text_that_is_not_there_is_named(random_run: Path) -> None:
     with pytest.raises(SourceError, match="/nowhere: No such file"):
         command(random_run, "--file", "/nowhere")
+
+
+def test_a_text_that_never_ends_is_refused(random_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bytelm.cli.tune._TEXT_BYTES", 1000)
+    with pytest.raises(SourceError, match="/dev/zero has more bytes, and 1,000 are the most; give a part"):
+        command(random_run, "--file", "/dev/zero")
+
+
+def test_texts_of_one_name_are_two(tmp_path: Path) -> None:
+    places = [tmp_path / "a" / "text", tmp_path / "b" / "text", tmp_path / "b" / "other"]
+    for number, place in enumerate(places):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(bytes([number]))
+    names = [str(places[0]), str(places[1]), "other"]
+    assert _texts(places) == {name: bytes([number]) for number, name in enumerate(names)}
