@@ -1,15 +1,18 @@
-# The two commands of the README are `make demo` and `make test`; both make the environment first if it is missing.
+# The two commands of the README are `make demo` and `make test`; both make the environment first if it is missing. The
+# demo needs bytelm alone; tests, checks and wheels bring what they need besides (`install`).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ENGINE := $(wildcard bytelm/engine/*.cpp bytelm/engine/*.h) bytelm/engine/build.py
 LIBRARY := libbytelm_engine.so
+COMMA := ,
 ZIG := $(CURDIR)/$(BIN)/python -m ziglang c++ -target
 WHEEL := $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
+.NOTPARALLEL:
 .PHONY: demo test test-slow test-sanitized check check-aarch64 format install wheel wheel-cross clean
 
-demo: install
+demo: $(VENV)/engine
 	$(BIN)/bytelm quickstart
 
 test: install
@@ -52,17 +55,33 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-install: $(VENV)/engine
+install: $(VENV)/installed $(VENV)/engine
+
+# pip says nothing while it unpacks and compiles, so what is there already is told every few seconds. The demo's modules
+# are compiled when they are first imported, and take less room; the tests, whose warnings are errors, need all of them.
+define INSTALL
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bytelm needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	@$(PYTHON) -m venv $(VENV)
+	@echo 'installing bytelm and what it needs into $(VENV): $(2)'
+	@$(BIN)/pip install --quiet --quiet $(3) --constraint constraints.txt --editable '$(1)' & pip=$$!; \
+	    trap 'kill $$pip 2>/dev/null' INT TERM; begun=$$(date +%s); \
+	    while sleep 4 && kill -0 $$pip 2>/dev/null; do \
+	        echo "  $$(($$(date +%s) - begun)) s, $$(du -sm $(VENV) 2>/dev/null | cut -f1) MB"; \
+	    done; wait $$pip
+	@echo 'installed; type $(BIN)/bytelm, or bytelm after: . $(BIN)/activate'
+endef
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bytelm needs Python 3.11 or newer, found " + sys.version.split()[0])'
-	$(PYTHON) -m venv $(VENV)
-	@echo 'installing bytelm and what it needs into $(VENV); this takes a minute or two'
-	$(BIN)/pip install --quiet --quiet --constraint constraints.txt --editable '.[xformers,s3,ray,near-duplicates,bpe,dev]'
-	touch $@
+	$(call INSTALL,.[xformers$(COMMA)s3$(COMMA)ray$(COMMA)near-duplicates$(COMMA)bpe$(COMMA)dev],2.2 GB with what tests and checks need; some minutes)
+	@test ! -e $(VENV)/lean || $(BIN)/python -m compileall -qq $(VENV)/lib || true
+	@touch $(VENV)/lean $@
+
+$(VENV)/lean: pyproject.toml constraints.txt setup.py
+	$(call INSTALL,.,1.2 GB; a minute or two,--no-compile)
+	@touch $@
 
 # The installation above builds the engine, too; this builds it anew when its sources alone have changed.
-$(VENV)/engine: $(VENV)/installed $(ENGINE)
+$(VENV)/engine: $(VENV)/lean $(ENGINE)
 	$(BIN)/python -m bytelm.engine.build --optional
 	touch $@
 

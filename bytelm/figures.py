@@ -15,13 +15,14 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
 from bytelm.data.kinds import GROUPS
+from bytelm.page import themed
 from bytelm.palette import head_colour
 
 _STYLE: Final[dict[RcKeyType, Any]] = {
     "svg.fonttype": "none",  # letters stay letters: small, searchable, in the page's own font
     "svg.hashsalt": "bytelm",  # the same figure is the same text
     "font.family": "sans-serif",
-    "font.size": 11,
+    "font.size": 11.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -29,6 +30,8 @@ _STYLE: Final[dict[RcKeyType, Any]] = {
     "axes.edgecolor": "#9aa0a8",
     "axes.axisbelow": True,
 }
+_WIDE: Final = 5.6
+"""Inches of a figure: little enough that its letters can be read where it is scaled to a telephone."""
 _BARS: Final[dict[str, Any]] = {"color": head_colour(1, 2), "edgecolor": "#ffffff", "linewidth": 0.4}
 
 
@@ -68,7 +71,7 @@ def curves(lines: Sequence[Line], *, across: str, up: str, legend: str = "", per
         percent: Whether the values are shares.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 3.8)
+        figure, axes = _figure(_WIDE, 3.5)
         for line in reversed(lines):
             axes.plot(
                 [x for x, _ in line.points],
@@ -93,24 +96,26 @@ def curves(lines: Sequence[Line], *, across: str, up: str, legend: str = "", per
 
 
 def panels(parts: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, across: str, divisor: float) -> str:
-    """Small figures side by side, as SVG text.
+    """Small figures side by side where there is room, as HTML with an SVG each.
 
     Args:
         parts: Title and points of each.
         across: What is drawn from left to right, with its unit.
         divisor: Size of that unit.
     """
+    return f"<div class='panels'>{''.join(_panel(*part, across, divisor) for part in parts)}</div>"
+
+
+def _panel(title: str, points: Sequence[tuple[float, float]], across: str, divisor: float) -> str:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(2.7 * len(parts), 2.3), layout="constrained")
-        row = figure.subplots(1, len(parts), squeeze=False)[0]
-        for axes, (title, points) in zip(row, parts, strict=True):
-            axes.plot([x / divisor for x, _ in points], [y for _, y in points], color=head_colour(1, 2), linewidth=0.9)
-            axes.set_title(title, fontsize=10)
-            axes.set_xlabel(across, fontsize=9)
-            axes.tick_params(labelsize=8)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
-            axes.set_ylim(bottom=0, top=1.15 * _most_after_the_beginning([points]))
+        figure, axes = _figure(3.0, 2.3)
+        axes.plot([x / divisor for x, _ in points], [y for _, y in points], color=head_colour(1, 2), linewidth=0.9)
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel(across, fontsize=10)
+        axes.tick_params(labelsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
+        axes.set_ylim(bottom=0, top=1.15 * _most_after_the_beginning([points]))
         return _svg(figure)
 
 
@@ -123,7 +128,7 @@ def acceptance_bars(acceptance_by_head: Sequence[float | None]) -> str:
     """
     heads = len(acceptance_by_head)
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 2.8)
+        figure, axes = _figure(_WIDE, 2.8)
         for head in range(1, heads):
             share = acceptance_by_head[head] or 0.0
             axes.bar(head, share, color=head_colour(head, heads), width=0.7)
@@ -144,7 +149,7 @@ def kind_bars(kinds: Sequence[tuple[str, str, int]]) -> str:
         kinds: Name, group and bytes of each, from top to bottom.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 0.5 + 0.24 * len(kinds))
+        figure, axes = _figure(_WIDE, 0.5 + 0.24 * len(kinds))
         total = sum(size for *_, size in kinds)
         shown: set[str] = set()
         for place, (_, group, size) in enumerate(kinds):
@@ -169,7 +174,7 @@ def length_bars(histogram: Sequence[tuple[int, int]], quantiles: Mapping[str, in
         quantiles: Lengths that are marked, by what is written there.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 3.0)
+        figure, axes = _figure(_WIDE, 3.0)
         least_lengths = [least for least, _ in histogram]
         axes.bar(least_lengths, [count for _, count in histogram], width=least_lengths, align="edge", **_BARS)
         axes.set_xscale("log", base=2)
@@ -194,7 +199,7 @@ def byte_bars(counts: Sequence[int]) -> str:
     """
     total = sum(counts)
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 3.0)
+        figure, axes = _figure(_WIDE, 3.0)
         used = [byte for byte, count in enumerate(counts) if count]
         axes.bar(used, [counts[byte] / total for byte in used], width=1.0, **_BARS)
         axes.set_yscale("log")
@@ -241,4 +246,4 @@ def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]  # without the XML head, which has no place inside a page
+    return themed(text[text.index("<svg") :])  # without the XML head, which has no place inside a page

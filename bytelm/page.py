@@ -1,7 +1,15 @@
-"""A page that is one file: its frame, tiles, sections and tables. Styles are inline, nothing is fetched."""
+"""A page that is one file: its frame, tiles, sections and tables. Styles are inline, nothing is fetched.
+
+It is light or dark as its reader's system is, and fits a telephone: figures scale, wide tables scroll, tiles fill rows.
+"""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+_BY_THEME: Final = {"#000000": "currentColor", "#16191d": "currentColor", "#e6e8eb": "var(--line, #e6e8eb)"}
+"""Colours of a figure that a dark page needs otherwise: letters, ink, grid."""
 
 
 def page(name: str, body: Iterable[str], *, made_by: str) -> str:
@@ -29,6 +37,17 @@ def section(title: str, content: str, note: str = "") -> str:
     return f"<section><h2>{title}</h2>{content}{note}</section>"
 
 
+def themed(svg: str) -> str:
+    """A figure whose letters, ink and grid follow the theme of the page around it.
+
+    Args:
+        svg: Of matplotlib, whose colours stand in ``style``.
+    """
+    for colour, instead in _BY_THEME.items():
+        svg = re.sub(rf"((?:fill|stroke): ){colour}\b", rf"\g<1>{instead}", svg)
+    return svg
+
+
 def tabs(name: str, parts: Sequence[tuple[str, str]]) -> str:
     """Parts of which one is seen at a time, up to four; without a script.
 
@@ -52,31 +71,35 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #16191d; background: #fff; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem; }
+:root { color-scheme: light dark; --ink: #16191d; --ground: #fff; --faint: #5b626c; --line: #d9dce1; --soft: #f6f7f9; }
+@media (prefers-color-scheme: dark) {
+:root { --ink: #e4e7eb; --ground: #14171b; --faint: #9aa3ae; --line: #363c45; --soft: #1e2329; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 60rem;
+       margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: .75rem; }
-.tiles div { border: 1px solid #d9dce1; border-radius: .5rem; padding: .6rem .9rem; }
-.tiles strong { display: block; font-size: 1.45rem; } .tiles span, .note { color: #5b626c; font-size: .87rem; }
-svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; }
+.tiles { display: flex; flex-wrap: wrap; gap: .75rem; }
+.tiles div { flex: 1 1 8.4rem; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .9rem; }
+.tiles strong { display: block; font-size: 1.45rem; } .tiles span, .note { color: var(--faint); font-size: .87rem; }
+svg { width: 100%; max-width: 44rem; height: auto; } svg text { fill: currentColor; } .wide { overflow-x: auto; }
+.panels { display: flex; flex-wrap: wrap; gap: .5rem; } .panels svg { flex: 1 1 15rem; width: 15rem; max-width: 22rem; }
 table { border-collapse: collapse; font-size: .87rem; } th, td { padding: .3rem .6rem; text-align: right; }
 td { white-space: nowrap; }
-th { border-bottom: 1px solid #9aa0a8; font-weight: 600; vertical-align: bottom; }
+th { border-bottom: 1px solid var(--faint); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
-pre { white-space: break-spaces; overflow-wrap: anywhere; font: .87rem/1.5 ui-monospace, monospace; background: #f6f7f9;
-      border-radius: .5rem; padding: .8rem; }
+pre { white-space: break-spaces; overflow-wrap: anywhere; font: .87rem/1.5 ui-monospace, monospace;
+      background: var(--soft); border-radius: .5rem; padding: .8rem; }
 .legend span { padding: .1rem .5rem; margin-right: .4rem; border-radius: .25rem; font-size: .82rem; }
-.step { color: #5b626c; }
+.step { color: var(--faint); }
 .tabs > input { position: absolute; opacity: 0; } .tabs > div { display: none; }
-.tabs > label { display: inline-block; padding: .15rem .7rem; margin: 0 .3rem .4rem 0; border: 1px solid #d9dce1;
+.tabs > label { display: inline-block; padding: .15rem .7rem; margin: 0 .3rem .4rem 0; border: 1px solid var(--line);
                 border-radius: 1rem; font-size: .87rem; cursor: pointer; }
-.tabs > input:checked + label { background: #16191d; color: #fff; }
+.tabs > input:checked + label { background: var(--ink); color: var(--ground); }
 .tabs > input:focus-visible + label { outline: 2px solid #3b82f6; }
 .tabs > input:nth-of-type(1):checked ~ div:nth-of-type(1), .tabs > input:nth-of-type(2):checked ~ div:nth-of-type(2),
 .tabs > input:nth-of-type(3):checked ~ div:nth-of-type(3), .tabs > input:nth-of-type(4):checked ~ div:nth-of-type(4)
 { display: block; }
 @media print { .tabs > div { display: block; } }
-footer { margin: 2rem 0; color: #5b626c; font-size: .82rem; }
+footer { margin: 2rem 0; color: var(--faint); font-size: .82rem; }
 """
 
 _TEMPLATE = """<!doctype html>

@@ -16,7 +16,7 @@ from typing import Final
 
 import zstandard
 
-from bytelm.api import load
+from bytelm.api import LanguageModel, load
 from bytelm.config import RunConfig
 from bytelm.data.ingest import IngestProgress, ingest
 from bytelm.data.shards import INDEX, Corpus
@@ -35,6 +35,9 @@ PROMPTS: Final = (
     b"KING RICHARD III:\nThe ",
 )
 """What the model is asked to continue: both kinds of text of the sample."""
+
+TEMPERATURE: Final = 0.8
+"""At which all of them are continued: greedy text of small models ends in loops, which say nothing and draft well."""
 
 SHIPPED: Final = "nano"
 SHIPPED_PROMPTS: Final = (b"import argparse\n\n\ndef main(", b"The function returns ")
@@ -71,6 +74,17 @@ class CorpusReady:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model is there and its decoding begins, or its page is being written: what takes some seconds.
+
+    Attributes:
+        what: Is being done.
+    """
+
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compared:
     """A prompt was decoded with and without drafts."""
 
@@ -86,7 +100,7 @@ class Reported:
     comparisons: tuple[SideBySide, ...]
 
 
-Event = Spoke | NotShipped | CorpusReady | TrainEvent | Compared | Reported
+Event = Spoke | NotShipped | CorpusReady | Loaded | TrainEvent | Compared | Reported
 
 
 def quickstart(
@@ -110,12 +124,13 @@ def quickstart(
 
     Yields:
         ``Spoke`` for each prompt of the shipped model, or ``NotShipped``; ``CorpusReady``, the records of ``train``,
-        one ``Compared`` a prompt, and ``Reported``.
+        one ``Compared`` a prompt, and ``Reported``; ``Loaded`` before what takes some seconds.
 
     Raises:
         BytelmError: As the stages do.
     """
     yield from _shipped(max_bytes)
+    yield Loaded(what="ingesting the files")
     ready = _corpus(out, source, on_ingest)
     yield ready
     run = out / "run"
@@ -123,15 +138,26 @@ def quickstart(
         yield event
         if isinstance(event, Finished) and event.reason == "stopped":
             return
+    yield Loaded(what="decoding with the model that was trained")
     model = load(run, device="cpu")
     comparisons = []
     for prompt in PROMPTS if source is None else _beginnings(ready.corpus):
-        comparison = side_by_side(
-            model.decoder, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=model.plan()
-        )
+        comparison = _decoded(model, prompt, max_bytes)
         comparisons.append(comparison)
         yield Compared(comparison=comparison)
+    yield Loaded(what="drawing the report")
     yield Reported(run=run, page=write_report(run, comparisons), comparisons=tuple(comparisons))
+
+
+def _decoded(model: LanguageModel, prompt: bytes, max_bytes: int) -> SideBySide:
+    return side_by_side(
+        model.decoder,
+        prompt,
+        max_bytes=max_bytes,
+        context_bytes=model.context_bytes,
+        tuned=model.plan(),
+        temperature=TEMPERATURE,
+    )
 
 
 def _shipped(max_bytes: int) -> Iterator[Spoke | NotShipped]:
@@ -140,12 +166,8 @@ def _shipped(max_bytes: int) -> Iterator[Spoke | NotShipped]:
         return
     # By its whole path, for a folder of that name may lie here.
     model = load(shipped_models()[SHIPPED], device="cpu")
-    spoken = [
-        side_by_side(model.decoder, prompt, max_bytes=max_bytes, context_bytes=model.context_bytes, tuned=model.plan())
-        for prompt in SHIPPED_PROMPTS
-    ]
-    for comparison in spoken:
-        yield Spoke(comparison=comparison)
+    for prompt in SHIPPED_PROMPTS:
+        yield Spoke(comparison=_decoded(model, prompt, max_bytes))
 
 
 def _corpus(out: Path, source: Path | None, on_ingest: Callable[[IngestProgress], None] | None) -> CorpusReady:

@@ -18,13 +18,14 @@ from bytelm.palette import head_colour
 if TYPE_CHECKING:
     from bytelm.events import Event, Progress, RolledBack, Saved, Started, Validation
 
-_LINE_EVERY_S: Final = 5.0
+_LINE_EVERY_S: Final = 4.0
 _WORST_BITS: Final = 8.0  # of a byte about which nothing is known: the full length of a bar
 _MOST_COLUMNS: Final = 120
 _FRAME_COLUMNS: Final = 4
 _TWO_PAIRS: Final = 90  # columns from which facts stand two in a line
 _MOST_BAR_COLUMNS: Final = 48
 _COLUMNS_BESIDE_BARS: Final = 44
+_ROOM_FOR_BARS: Final = 60
 _OTHER_LINES: Final = 8  # of the panel, beside bars, facts and sample
 _SAMPLE_LINES: Final = 3
 _TALL: Final = 30  # lines from which there is room for more than one line of a sample
@@ -43,6 +44,7 @@ class TrainingView:
         self._console = people or console.people()
         self._clock = clock
         self._live: Live | None = None
+        self._shown = False
         self._line_due_s = clock() + _LINE_EVERY_S
         self._started: Started | None = None
         self._progress: Progress | None = None
@@ -51,12 +53,19 @@ class TrainingView:
         self._average = _Average()
 
     def __enter__(self) -> "TrainingView":
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, get_renderable=self.dashboard, refresh_per_second=4)
-            self._live.start()
+        self._shown = True
+        self._begin()
         return self
 
+    def _begin(self) -> None:
+        if self._shown and self._console.is_terminal and self._live is None:
+            self._progress = self._validation = self._saved = None
+            self._average = _Average()
+            self._live = Live(console=self._console, get_renderable=self.dashboard, refresh_per_second=4)
+            self._live.start()
+
     def __exit__(self, *_: object) -> None:
+        self._shown = False
         self.close()
 
     def close(self) -> None:
@@ -76,6 +85,7 @@ class TrainingView:
 
         match event:
             case Started():
+                self._begin()  # of several trainings the next one
                 self._started = event
                 for line in event.damaged:
                     self.say(f"WARNING: {line}", "bold red")
@@ -103,6 +113,7 @@ class TrainingView:
                     self.say(f"WARNING: {line}", "bold red")
                 self.say(_going_back(event), "bold red")
             case Finished():
+                self.close()  # what a training came to stands below its box
                 self.say(self._ending(event.step, event.bytes_seen, event.elapsed_s))
 
     def _ending(self, step: int, bytes_seen: int, elapsed_s: float) -> str:
@@ -140,25 +151,46 @@ class TrainingView:
         facts = self._facts(progress, pairs=2 if columns >= _TWO_PAIRS else 1)
         sample = self._sample(columns)
         heads = len(progress.bits_per_byte_by_head)
-        rows = self._console.height - facts.row_count - (len(sample) + 1 if sample else 0) - _OTHER_LINES
-        yield Text()
-        yield self._bars(progress, max(1, min(heads, rows)), columns)
-        yield Text()
-        yield facts
+        room = self._console.height - _OTHER_LINES
+        if room >= heads + facts.row_count + (len(sample) + 1 if sample else 0) and columns >= _ROOM_FOR_BARS:
+            yield Text()
+            yield self._bars(progress, columns)
+            yield Text()
+            yield facts
+        else:  # every head is seen, whatever else is not
+            held_out = () if self._validation is None else self._validation.bits_per_byte_by_head
+            numbers = self._numbers(progress, held_out)
+            if len(numbers.wrap(self._console, columns)) > room + 2:
+                numbers = self._numbers(progress, ())
+            lines = len(numbers.wrap(self._console, columns))
+            yield numbers
+            if room + 2 < lines + facts.row_count + (len(sample) + 1 if sample else 0):
+                sample = []
+            if room + 3 >= lines + facts.row_count:
+                yield facts
         if sample:
             yield Text()
             yield Group(*sample)
 
-    def _bars(self, progress: "Progress", rows: int, columns: int) -> Table:
+    def _numbers(self, progress: "Progress", held_out: tuple[float | None, ...]) -> Text:
+        """Bits per byte of every head, one behind the other."""
         heads = len(progress.bits_per_byte_by_head)
-        shown = sorted({round(row * (heads - 1) / max(rows - 1, 1)) for row in range(rows)})
+        text = Text(f"bits per byte by head, training{' (held out)' if held_out else ''}: ")
+        for head, bits in enumerate(progress.bits_per_byte_by_head):
+            known = f"({_number(held_out[head])})" if head < len(held_out) else ""
+            text.append(" " if head else "")
+            text.append(f"{head}:{_number(bits)}{known}", style=head_colour(head, heads))
+        return text
+
+    def _bars(self, progress: "Progress", columns: int) -> Table:
+        heads = len(progress.bits_per_byte_by_head)
         table = Table(box=None, padding=(0, 1), show_edge=False)
         for title in ("head", "bits per byte", "training", "held out", "accepted"):
             table.add_column(title, justify="left" if title == "bits per byte" else "right", no_wrap=True)
         columns = min(_MOST_BAR_COLUMNS, columns - _COLUMNS_BESIDE_BARS)
         held_out = () if self._validation is None else self._validation.bits_per_byte_by_head
         accepted = () if self._validation is None else self._validation.agreement_by_head
-        for head in shown:
+        for head in range(heads):
             bits, share = progress.bits_per_byte_by_head[head], accepted[head] if head < len(accepted) else None
             table.add_row(
                 str(head),

@@ -74,5 +74,15 @@ def test_bytes_may_all_be_the_same() -> None:
     assert ">ff<" in svg
 
 
+def test_letters_ink_and_grid_follow_the_theme_of_the_page() -> None:
+    line = Line(points=[(0.0, 1.0), (1.0, 2.0)], label="a", colour="#16191d")
+    svg = curves([line], across="x", up="y") + length_bars([(1, 4), (2, 3)], {"half": 2})
+    fixed = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
+    assert not fixed & {"#000000", "#16191d", "#e6e8eb"}
+    assert "stroke: currentColor" in svg
+    assert "var(--line, #e6e8eb)" in svg
+    assert all("viewBox" in tag for tag in re.findall(r"<svg [^>]*>", svg))  # it scales
+
+
 def test_the_same_data_give_the_same_figure() -> None:
     assert curves(LINES, across="x", up="y") == curves(LINES, across="x", up="y")

@@ -1,5 +1,6 @@
 """Quickstart: the shipped sample through every stage, and on from where it was interrupted."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,23 +8,29 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
+from bytelm.cli.quickstart import _table
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.errors import BytelmError, ConfigError
 from bytelm.export import export_model
+from bytelm.generation import Generation
 from bytelm.quickstart import (
     PROMPTS,
     SHIPPED,
     SHIPPED_PROMPTS,
     Compared,
     CorpusReady,
+    Loaded,
     NotShipped,
     Reported,
     Spoke,
     quickstart,
     unpack_sample,
 )
+from bytelm.report import SideBySide
 from bytelm.shipped import shipped_models
 from bytelm.train import Finished, Started
 
@@ -86,7 +93,7 @@ def test_a_shipped_model_speaks_first_and_own_files_take_the_place_of_the_sample
     spoken = [event.comparison for event in second if isinstance(event, Spoke)]
     assert [comparison.prompt for comparison in spoken] == list(SHIPPED_PROMPTS)
     assert all(comparison.equal and len(comparison.plain.data) == 8 for comparison in spoken)
-    ready = second[len(spoken)]
+    ready = next(event for event in second if isinstance(event, CorpusReady))
     assert isinstance(ready, CorpusReady)
     assert (ready.corpus, ready.reused) == (corpus, True)
     assert not (tmp_path / "b" / "corpus").exists()
@@ -107,7 +114,9 @@ def test_an_interrupted_quickstart_goes_on_to_the_report(tmp_path: Path) -> None
     assert (first[-1].reason, first[-1].step) == ("stopped", 2)
 
     second = [
-        event for event in quickstart(tmp_path, config, max_bytes=16) if not isinstance(event, Spoke | NotShipped)
+        event
+        for event in quickstart(tmp_path, config, max_bytes=16)
+        if not isinstance(event, Spoke | NotShipped | Loaded)
     ]
     ready, started, reported = second[0], second[1], second[-1]
     assert isinstance(ready, CorpusReady)
@@ -115,7 +124,11 @@ def test_an_interrupted_quickstart_goes_on_to_the_report(tmp_path: Path) -> None
     assert isinstance(started, Started)
     assert started.step == 2
     assert isinstance(reported, Reported)
-    assert reported.page.read_bytes().startswith(b"<!doctype html>")
+    page = reported.page.read_text()
+    assert page.startswith("<!doctype html>")
+    assert f"<h1>Training of {tmp_path.name}/run</h1>" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "Sampled at temperature 0.8" in page
     compared = [event.comparison for event in second if isinstance(event, Compared)]
     assert [comparison.prompt for comparison in compared] == list(PROMPTS)
     assert all(comparison.equal for comparison in compared)
@@ -128,15 +141,48 @@ def test_the_command_prints_the_page_and_both_outputs(tmp_path: Path) -> None:
     assert done.stdout == f"{tmp_path}/run/report.html\n"
     assert "equal byte for byte" in done.stderr
     speeches = len(PROMPTS) + (len(SHIPPED_PROMPTS) if SHIPPED in shipped_models() else 0)
-    assert done.stderr.count("plain: ") == done.stderr.count("speculative: ") == speeches
+    assert done.stderr.count("by heads, ") == done.stderr.count("the same bytes as plain decoding") == speeches
+    assert done.stderr.endswith(f'bytelm generate {tmp_path}/run "The " --show-drafts\n')
 
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert result["equal"] is True
     assert result["generated_bytes"] == 16 * len(PROMPTS)
     assert result["bytes_per_step"] >= 1
+    assert result["temperature"] == 0.8
+    gained = result["gained_by_heads"] + result["gained_by_lookup"]
+    assert result["bytes_per_step"] == pytest.approx(1 + gained, abs=0.1)  # a last draft may reach beyond the end
     assert len(result["bits_per_byte_by_head"]) == 3
     assert Path(result["report"]).exists()
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_what_was_gained_fits_the_terminal_and_says_what_loops(columns: int) -> None:
+    def written(data: bytes, sources: list[int], steps: int) -> Generation:
+        return Generation(
+            data=data,
+            sources=tuple(sources),
+            steps=steps,
+            elapsed_s=0.01,
+            finish_reason="max_bytes",
+            proposed_by_head=(0,) * 3,
+            accepted_by_head=(0,) * 3,
+        )
+
+    text = b"round and round it goes " * 12
+    one = SideBySide(
+        prompt="First Citizen:\nWe are \x1b[2J世界".encode() * 3,
+        plain=written(text, [0] * len(text), len(text)),
+        speculative=written(text, [0, 1, 2, -1] * (len(text) // 4), len(text) // 4),
+        temperature=0.8,
+    )
+    assert one.gained == (2.0, 1.0)
+    drawn = io.StringIO()
+    Console(file=drawn, width=columns, force_terminal=True, color_system=None).print(_table((one, one), columns))
+    lines = drawn.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= columns
+    assert all(word in drawn.getvalue() for word in ("4.00", "2.00", "1.00", "loop", "First Citizen:\\n"))
+    assert "\x1b" not in drawn.getvalue()
 
 
 def test_the_command_goes_on_from_a_model_with_own_files(tmp_path: Path, own_files: Path) -> None:
