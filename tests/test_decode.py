@@ -227,7 +227,7 @@ def test_damaged_draft_heads_cost_steps_and_change_no_byte(family: HeadFamily) -
     model = trained_model(family)
     weights = draft_parameters(model)
     intact = [weight.clone() for weight in weights]
-    asked = prompts(40, 5)[-6:]
+    asked = prompts(40, 5)[-4:]
     expected = [run(model, prompt, max_bytes=20, draft="heads") for prompt in asked]
 
     def steps_of_damaged(replacements: Sequence[Tensor]) -> int:

@@ -80,7 +80,7 @@ def seconds_of_a_step(corpus: str, changes: dict[str, list[str]], folder: Path, 
     for turn in range(rounds):
         for name, own in changes.items():
             config = RunConfig.build("tiny", [*own, "train.steps=24", "train.threads=1", "train.sample_bytes=0"])
-            config = config.with_changes([f"train.seed={turn}", "train.validate_every_steps=1000000"])
+            config = config.with_changes([f"train.seed={turn}", "train.validation_bytes=1024"])
             run, begun_s = folder / f"{name.replace(' ', '-')}-{turn}", 0.0
             for event in train(config, corpus, run, resume="auto"):
                 if isinstance(event, Progress):

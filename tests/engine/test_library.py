@@ -391,6 +391,7 @@ def test_a_wheel_s_platform_is_the_oldest_c_library_that_has_every_symbol(glibc:
     assert build.platform_tag({"machine": "x86_64", "glibc": glibc}) == tag
 
 
+@pytest.mark.slow
 @compiled
 def test_the_compiler_warns_of_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     build.build(tmp_path / "a.so", isas=["plain"])

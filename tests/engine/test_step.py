@@ -198,8 +198,16 @@ def some_numbers(engine: Engine, threads: int) -> npt.NDArray[np.float32]:
     return np.concatenate([part.ravel() for part in parts])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        pytest.param(
+            family, kind, marks=() if kind == "float32" or family in ("linear", "shared") else pytest.mark.slow
+        )
+        for family in FAMILIES
+        for kind in KINDS
+    ],
+)
 def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(family: str, kind: MatrixKind) -> None:
     config = settings(family, 3, *SHAPES["n-grams"], "model.d_ff=200")
     expected = some_numbers(engine_of(config, kind), 1)
