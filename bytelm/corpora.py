@@ -18,6 +18,7 @@ from bytelm.data.mixture import MixtureLoader
 from bytelm.data.schedule import whole_weights
 from bytelm.data.shards import Corpus
 from bytelm.data.storage import is_remote
+from bytelm.errors import ConfigError
 from bytelm.evaluate import some_bytes
 
 Given = Path | str | Sequence[str]
@@ -113,10 +114,14 @@ def open_corpora(given: Given, config: RunConfig) -> Corpora:
 
     Raises:
         CorpusError: A corpus is missing or damaged.
-        ConfigError: An address cannot be reached with what is installed.
+        ConfigError: A weight is no number, or no weight is above 0; or an address cannot be reached with what is
+            installed.
     """
     texts = [given] if isinstance(given, Path | str) else list(given)
+    if not texts:
+        raise ConfigError("no corpus is given; name one at least, with --corpus")
     pairs = [(text, "1") if isinstance(text, Path) else parse_weighted(text) for text in texts]
+    whole_weights([weight for _, weight in pairs])  # one corpus of weight 0 gives nothing, too
     cache = BlockCache(cache_folder(), config.data.cache_bytes)
     corpora = tuple(Corpus.open(address, cache=cache) for address, _ in pairs)
     return Corpora(corpora=corpora, weights=None if len(pairs) == 1 else tuple(weight for _, weight in pairs))

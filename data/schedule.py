@@ -131,7 +131,8 @@ def whole_weights(weights: Sequence[str]) -> list[int]:
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"weights {', '.join(weights)}: each is a number such as 0.7, 2 or 1/3") from error
     if min(exact) < 0 or not any(exact):
-        raise ConfigError(f"weights {', '.join(weights)}: none is below 0, and one at least above")
+        found = f"weights {', '.join(weights)}" if len(weights) > 1 else f"weight {weights[0]}"
+        raise ConfigError(f"{found}: none may be below 0, and one must be above 0; give another weight")
     whole = [int(weight * math.lcm(*(one.denominator for one in exact))) for weight in exact]
     parts = [part // math.gcd(*whole) for part in whole]
     if sum(parts) > LONGEST_PERIOD:

@@ -111,6 +111,15 @@ def test_a_folder_whose_name_looks_like_a_weight_is_a_folder(tmp_path: Path, mon
     assert parse_weighted("a:2") == ("a:2", "1")
 
 
+@pytest.mark.parametrize("weight", ["0", "0.0", "0/3", "1/0", "."])
+def test_one_corpus_with_a_weight_that_gives_nothing_is_refused(folders: list[Path], weight: str) -> None:
+    with pytest.raises(ConfigError, match=rf"weights? {weight}: "):
+        open_corpora([f"{folders[0]}:{weight}"], settings())
+    with pytest.raises(ConfigError, match="no corpus is given"):
+        open_corpora([], settings())
+    assert open_corpora([f"{folders[0]}:2"], settings()).weights is None
+
+
 def test_a_run_on_several_corpora_keeps_their_places_weights_and_fingerprints(
     folders: list[Path], tmp_path: Path
 ) -> None:
@@ -193,7 +202,7 @@ def test_the_loader_of_several_mixes_them(folders: list[Path]) -> None:
 def test_impossible_weights_and_missing_corpora_are_refused_before_anything_is_made(
     folders: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="one at least above"):
+    with pytest.raises(ConfigError, match="one must be above 0"):
         trained(weighted(folders, "0", "0", "0"), tmp_path / "run", "train.steps=4")
     with pytest.raises(CorpusError, match="is given twice"):
         trained([str(folders[0]), str(folders[0])], tmp_path / "run", "train.steps=4")

@@ -105,8 +105,9 @@ def test_weights_that_change_hold_from_their_window_on() -> None:
         (("0.7", "x"), "each is a number such as"),
         (("1", "1/0"), "each is a number such as"),
         (("nan", "1"), "each is a number such as"),
-        (("1", "-1"), "none is below 0"),
-        (("0", "0"), "one at least above"),
+        (("1", "-1"), "none may be below 0"),
+        (("0",), "weight 0: none may be below 0, and one must be above 0"),
+        (("0", "0"), "one must be above 0"),
         (("0.333333333", "0.666666667"), "repeat after 1000000000 windows only, 100000 at most"),
     ],
 )
