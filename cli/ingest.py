@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 _LINE_EVERY_S: Final = 10.0
 _REDRAW_EVERY_S: Final = 0.1
 _KINDS_SHOWN: Final = 8
+_FAULTS_SHOWN: Final = 10
+_CLUTTER: Final = {"version_control", "cache", "byte_code"}
+_NOUNS: Final = {
+    "link": "link",
+    "duplicate": "duplicate",
+    "near_duplicate": "near duplicate",
+    "version_control": "version-control folder",
+    "cache": "cache folder",
+    "byte_code": "byte-code file",
+}
 
 _READ: Final = "What is read"
 _KEPT: Final = "What is kept"
@@ -70,7 +80,7 @@ def ingest(
         typer.Option(
             "--include",
             metavar="PATTERN",
-            help="Read only what matches, as in .gitignore; again for more.",
+            help="Read only what matches, as in .gitignore; archives in folders only if they match. Again for more.",
             rich_help_panel=_READ,
         ),
     ] = None,
@@ -90,6 +100,14 @@ def ingest(
         bool,
         typer.Option("--follow-links", help="Read what symbolic links point to.", rich_help_panel=_READ),
     ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Read version control (.git), caches (__pycache__, node_modules) and byte code in folders, too.",
+            rich_help_panel=_READ,
+        ),
+    ] = False,
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Open no archive, compressed file or table.", rich_help_panel=_READ),
@@ -99,7 +117,8 @@ def ingest(
         typer.Option(
             "--field",
             metavar="NAME",
-            help="Column of .jsonl, .parquet and hf: whose text becomes documents.  [default for hf: text]",
+            help="Column of tables (.jsonl, .json, .csv, .parquet, hf:) whose text becomes documents.  "
+            "[default for hf: text]",
             rich_help_panel=_READ,
         ),
     ] = None,
@@ -116,11 +135,12 @@ def ingest(
         str,
         typer.Option(
             "--on-error",
-            metavar="stop|skip",
-            help="At a source that cannot be read or is damaged: stop, or leave it out and count it.",
+            metavar="named|stop|skip",
+            help="What cannot be read or is damaged: stop if it was named, and leave it out and name it if a folder "
+            "holds it; stop; or leave it out.",
             rich_help_panel=_READ,
         ),
-    ] = "stop",
+    ] = "named",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="List what would be read, and write nothing.", rich_help_panel=_READ),
@@ -194,14 +214,15 @@ def ingest(
 ) -> int:
     """Pack files and folders into a corpus: zstd shards, document table, checksums.
 
-    Folders are read to the bottom in the order of their paths, hidden files included; archives, compressed files and
-    tables are opened. What gives no document is counted by reason: links, sockets, pipes and devices, empty files,
-    duplicates, what the filters leave out. Ctrl-C loses nothing that is complete: --resume goes on.
+    Folders are read to the bottom in the order of their paths, hidden files included, but for version control, caches
+    and byte code (--all); archives and compressed files are opened, tables where --field names a column. What gives no
+    document is counted by reason: links, sockets, pipes and devices, empty files, duplicates, what is damaged, what the
+    filters leave out. Ctrl-C loses nothing that is complete: --resume goes on.
     """
     from bytelm.errors import ConfigError
 
-    if on_error not in ("stop", "skip"):
-        raise ConfigError(f"--on-error {on_error}: there are stop and skip")
+    if on_error not in ("named", "stop", "skip"):
+        raise ConfigError(f"--on-error {on_error}: there are named, stop and skip")
     with contextlib.ExitStack() as stack:
         workforce = None if dry_run else stack.enter_context(_engine(engine, address, workers))
         # Only now: while this process loads what it needs, the workers do the same.
@@ -215,6 +236,7 @@ def ingest(
             exclude=tuple(exclude or ()),
             gitignore=gitignore,
             follow_links=follow_links,
+            everything=everything,
             raw=raw,
             field=field,
             most_expansion=most_expansion,
@@ -336,9 +358,28 @@ def _summary(report: "IngestReport") -> Iterator[str]:
         f"(held out by content hash, rule {report.split_rule!r})"
     )
     yield f"kinds: {_kinds(report.kinds)}"
+    yield f"of all bytes {', '.join(f'{share:.1%} {name}' for name, share in report.shares.items())}"
+    if report.largest_binary:
+        largest = ", ".join(
+            f"{console.shown(name)} ({size(raw_bytes)}, {kind})" for name, kind, raw_bytes in report.largest_binary
+        )
+        yield f"most binary bytes: {largest}; leave them out with --exclude PATTERN, or all with --only text"
     skipped = ", ".join(_skipped(reason, count) for reason, count in report.skipped.items())
     if skipped:
-        yield f"passed over: {skipped}"
+        yield f"passed over: {skipped}" + (
+            "; --all reads version control, caches and byte code" if _CLUTTER & set(report.skipped) else ""
+        )
+    if report.no_rows is not None:
+        yield (
+            f"--field had no effect on {counted(report.no_rows.documents, 'document')} "
+            f"({size(report.no_rows.raw_bytes)}): no rows of tables, taken as they are"
+        )
+    if report.faults:
+        yield "left out, for something was wrong:"
+        for fault in report.faults[:_FAULTS_SHOWN]:
+            yield f"  {console.shown(fault)}"
+        if len(report.faults) > _FAULTS_SHOWN:
+            yield "  and more; --json names up to 1,000"
     yield f"corpus {console.shown(name_of(report.corpus))}, fingerprint {report.fingerprint}"
 
 
@@ -359,8 +400,8 @@ def _skipped(reason: str, count: "Count") -> str:
 
 def _reason(reason: str, documents: int) -> str:
     """How many were passed over for a reason: some reasons are nouns."""
-    words = reason.replace("_", " ")
-    return counted(documents, words) if reason in ("link", "duplicate", "near_duplicate") else f"{documents:,} {words}"
+    noun = _NOUNS.get(reason)
+    return counted(documents, noun) if noun else f"{documents:,} {reason.replace('_', ' ')}"
 
 
 def _list(sources: list[str], out: str, read: "ReadOptions", *, as_json: bool) -> None:

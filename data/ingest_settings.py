@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from bytelm.data.documents import name_of
 from bytelm.data.duplicates import check_threshold
@@ -35,7 +35,7 @@ class IngestSettings:
         filters: What documents have to be.
         keep_duplicates: Keep documents that equal another one.
         near_duplicates: Leave out documents that are at least so similar to another one; None for none.
-        on_error: ``stop`` at a source that cannot be read, or ``skip`` and count it.
+        on_error: What to do where something cannot be read; see ``OnError``.
         level: zstd level.
         validation_fraction: Share that is held out.
         shard_bytes: Raw bytes after which a shard takes no further document.
@@ -50,7 +50,7 @@ class IngestSettings:
     filters: Filters = field(default_factory=Filters)
     keep_duplicates: bool = False
     near_duplicates: float | None = None
-    on_error: OnError = "stop"
+    on_error: OnError = "named"
     level: int = 9
     validation_fraction: float = VALIDATION_FRACTION
     shard_bytes: int = SHARD_BYTES
@@ -70,8 +70,8 @@ class IngestSettings:
                 f"frame_bytes = {self.frame_bytes}, shard_bytes = {self.shard_bytes}: "
                 f"at least 1, and a frame at most {_MOST_FRAME_BYTES}"
             )
-        if self.on_error not in ("stop", "skip"):
-            raise ConfigError(f"on_error = {self.on_error!r}: there are 'stop' and 'skip'")
+        if self.on_error not in get_args(OnError):
+            raise ConfigError(f"on_error = {self.on_error!r}: there are 'named', 'stop' and 'skip'")
         check_threshold(self.near_duplicates)
 
     def as_json(self) -> dict[str, Any]:

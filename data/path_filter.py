@@ -12,8 +12,9 @@ from typing import Final
 
 from bytelm.data.documents import unreadable
 from bytelm.data.patterns import NoPattern, Pattern, Patterns
-from bytelm.errors import ConfigError
+from bytelm.errors import ConfigError, SourceError
 
+_MOST_GITIGNORE_BYTES: Final = 16 << 20
 _SLASH: Final = ord("/")
 
 
@@ -33,13 +34,17 @@ class PathFilter:
         self._exclude = _given(exclude, "exclude") if exclude else None
 
     def keeps(self, path: bytes) -> bool:
-        """Whether a file is read. Archives count as folders: ask ``enters`` for them, and this for their members."""
+        """Whether a file is read; of an archive, whether all of it is. Ask ``enters`` whether it is opened at all."""
         if self._exclude is not None and _is_excluded(self._exclude, path, is_folder=False):
             return False
         if self._include is None:
             return True
         verdicts = [self._include.verdict(place, is_folder=is_folder) for place, is_folder in _places(path)]
         return next((verdict for verdict in reversed(verdicts) if verdict is not None), False)
+
+    def names(self, path: bytes, *, is_folder: bool) -> bool:
+        """Whether a pattern includes this very path, and not only a folder that it lies in."""
+        return self._include is not None and self._include.verdict(path, is_folder=is_folder) is True
 
     def enters(self, path: bytes) -> bool:
         """Whether a folder or an archive is looked into: what is included may be anywhere, what is excluded is not."""
@@ -113,9 +118,12 @@ def _patterns_in(folder: Path) -> Patterns | None:
     if place.is_symlink() or not place.is_file():
         return None
     try:
-        content = place.read_bytes()
+        with place.open("rb") as file:
+            content = file.read(_MOST_GITIGNORE_BYTES + 1)
     except OSError as error:
         raise unreadable(os.fsencode(place), error) from error
+    if len(content) > _MOST_GITIGNORE_BYTES:
+        raise SourceError(f"{place} has more than {_MOST_GITIGNORE_BYTES >> 20} MiB; leave --gitignore out")
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return Patterns(_parsed(line.removesuffix(b"\r") for line in lines))
 

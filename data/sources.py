@@ -3,15 +3,18 @@
 A source is a file, a folder, a pattern that a shell would expand (``'logs/*.txt'``), an fsspec address of one of these
 (``s3://bucket/x``), a Hugging Face data set (``hf:NAME[:config[:split]]``), or standard input (``-``). A folder gives
 every regular file below it, hidden ones too, in the order of their path bytes; symbolic links, sockets, pipes and
-devices are passed over and named. A symbolic link that is itself named as a source is followed: someone asked for it.
+devices are passed over and named, and so are version control, caches and byte code (``bytelm.data.clutter``) unless
+everything is asked for. What is itself named as a source is read whatever it is, a symbolic link too.
 
 The name of a file says what it is taken for, and its first bytes must agree:
 
     .gz .bz2 .xz .lzma .zst           one document, decompressed
     .tar .tar.* .tgz .tbz2 .txz …     a document for each file in it
     .zip                              the same
-    .jsonl .jsonl.* .parquet          a document for each row, where a field is named
+    .jsonl .json .csv .parquet …      a document for each row, where a field is named; compressed and in archives, too
     everything else                   one document, as it is; archives in archives, too
+
+``bytelm.data.forms`` has all of these names.
 
 Listing and reading are apart: ``find_units`` says what there is, in order, and hardly reads; ``read_unit`` reads one
 unit, in any process, and gives the same documents each time.
@@ -28,7 +31,7 @@ from typing import Any, Final
 
 from bytelm.data import tables
 from bytelm.data.addresses import is_web, opened
-from bytelm.data.compression import COMPRESSIONS
+from bytelm.data.clutter import clutter_above
 from bytelm.data.documents import (
     SKIP_REASONS,
     Document,
@@ -40,6 +43,7 @@ from bytelm.data.documents import (
     shown_path,
     unreadable,
 )
+from bytelm.data.forms import TABLES, form_of, is_archive
 from bytelm.data.path_filter import PathFilter, below
 from bytelm.data.reading import WHOLE, read_unit, read_whole
 from bytelm.data.storage import file_system_of, is_remote, retried
@@ -61,26 +65,11 @@ __all__ = [
     "read_unit",
     "read_whole",
     "shown_path",
+    "stdin_form",
 ]
 
 STANDARD_INPUT: Final = "-"
 """The source that is standard input."""
-
-_ENDINGS: Final = {
-    b"tgz": "tar+gz",
-    b"taz": "tar+gz",
-    b"tbz": "tar+bz2",
-    b"tbz2": "tar+bz2",
-    b"txz": "tar+xz",
-    b"tlz": "tar+lzma",
-    b"tzst": "tar+zst",
-    b"tar": "tar",
-    b"zip": "zip",
-    b"jsonl": "jsonl",
-    b"parquet": "parquet",
-    **{compression.encode(): f"+{compression}" for compression in COMPRESSIONS},
-}
-_TABLES: Final = ("jsonl", "parquet")
 
 
 def find_units(
@@ -110,7 +99,7 @@ def find_units(
     for number, source in enumerate(sources):
         if source == STANDARD_INPUT:
             assert stdin is not None, "standard input is kept in a file by who asks for it"
-            yield Unit(number, os.fsencode(stdin), "file", stdin.stat().st_size)
+            yield Unit(number, os.fsencode(stdin), stdin_form(options), stdin.stat().st_size)
         elif source.startswith(tables.DATASET):
             whole_name, parts = tables.dataset_parts(source)
             for part in range(parts):
@@ -120,6 +109,11 @@ def find_units(
         else:
             for path in _named_paths(source):
                 yield from listing.local(number, path)
+
+
+def stdin_form(options: ReadOptions) -> str:
+    """How standard input is read, which has no name: as one document, or as JSON or Parquet for its rows."""
+    return "file" if options.field is None else "json"
 
 
 def check_sources(sources: Sequence[str], options: ReadOptions) -> None:
@@ -173,6 +167,7 @@ class _Listing:
             self._paths,
             gitignore=self._options.gitignore,
             follow_links=follow_links,
+            everything=self._options.everything,
             without=self._without,
         )
         begin = below(path)
@@ -180,13 +175,13 @@ class _Listing:
             if isinstance(one, Skipped):
                 yield one
             elif isinstance(one, Unlisted):
-                yield Unit(source, one.path, "folder", 0)
+                yield Unit(source, one.path, "folder", 0, in_folder=True)
             else:
                 try:
                     size = one.stat(follow_symlinks=follow_links).st_size
                 except OSError:
                     size = 0  # whoever reads it finds out what is wrong
-                yield from self._file(source, one.path, one.path[begin:], size)
+                yield from self._file(source, one.path, one.path[begin:], size, in_folder=True)
 
     def remote(self, source: int, address: str) -> Iterator[Unit | Skipped]:
         """Units of a file, a folder or a pattern behind an fsspec address.
@@ -202,51 +197,44 @@ class _Listing:
             raise unreadable(os.fsencode(address), error) from error
         # As a person would write it: memory://x, where unstrip_protocol says memory:///x.
         prefix = address.rstrip("/").removesuffix(path.strip("/"))
-        for name, begin, size in found:
+        for name, begin, size, in_folder in found:
             url = os.fsencode(prefix + name.lstrip("/") if prefix.endswith("://") else files.unstrip_protocol(name))
             # What stands behind a question mark is no part of the name of a file on the web.
             path_below = name[begin:].partition("?")[0] if is_web(url) else name[begin:]
-            yield from self._file(source, url, os.fsencode(path_below), size)
+            below_bytes = os.fsencode(path_below)
+            clutter = clutter_above(below_bytes) if in_folder and not self._options.everything else None
+            if clutter is not None and not self._paths.names(below_bytes, is_folder=False):
+                yield Skipped(url, clutter)
+            else:
+                yield from self._file(source, url, below_bytes, size, in_folder=in_folder)
 
-    def _file(self, source: int, address: bytes, path_below: bytes, size: int) -> Sequence[Unit | Skipped]:
-        form = "file" if self._options.raw else _form(path_below, has_field=self._options.field is not None)
-        if form.startswith(("tar", "zip")):
-            if not self._paths.enters(path_below):
+    def _file(
+        self, source: int, address: bytes, path_below: bytes, size: int, *, in_folder: bool = False
+    ) -> Sequence[Unit | Skipped]:
+        form = "file" if self._options.raw else form_of(path_below, has_field=self._options.field is not None)
+        if is_archive(form):
+            whole = self._paths.keeps(path_below)
+            if not self._paths.enters(path_below) or (in_folder and not whole):
                 return (Skipped(address, "excluded"),)
-            return (Unit(source, address, form + WHOLE if self._paths.keeps(path_below) else form, size),)
+            return (Unit(source, address, form + WHOLE if whole else form, size, in_folder=in_folder),)
         if not self._paths.keeps(path_below):
             return (Skipped(address, "excluded"),)
-        if form in _TABLES:
-            return _parts(source, address, form, size)
-        return (Unit(source, address, form, size),)
+        if form in TABLES:
+            return _parts(source, address, form, size, in_folder=in_folder)
+        return (Unit(source, address, form, size, in_folder=in_folder),)
 
 
-def _form(name: bytes, *, has_field: bool) -> str:
-    """What a name says how a file is read: ``file`` as it is, or what it is, ``+`` and how it is compressed."""
-    stem, dot, ending = name.lower().rpartition(b".")
-    form = _ENDINGS.get(ending, "file") if dot else "file"
-    if form in _TABLES and not has_field:
-        return "file"
-    if form.startswith("+"):
-        _, dot, ending = stem.rpartition(b".")
-        inner = _ENDINGS.get(ending, "") if dot else ""
-        if inner == "tar" or (inner == "jsonl" and has_field):
-            return inner + form
-        return "file" + form
-    return form
-
-
-def _parts(source: int, address: bytes, form: str, size: int) -> Sequence[Unit]:
+def _parts(source: int, address: bytes, form: str, size: int, *, in_folder: bool) -> Sequence[Unit]:
     """A table in parts: the lines that begin in each ``PART_BYTES``, or some row groups each."""
     if form == "parquet":
         parts = _parquet_parts(address, size)
         edges = [size * part // parts for part in range(parts + 1)]
-    elif is_web(address):
+    elif form != "jsonl" or is_web(address):
         edges = [0, size]
     else:
         edges = [*range(0, max(size, 1), tables.PART_BYTES), size]
     return [
-        Unit(source, address, form, end - begin, part, len(edges) - 1)
+        Unit(source, address, form, end - begin, part, len(edges) - 1, in_folder)
         for part, (begin, end) in enumerate(itertools.pairwise(edges))
     ]
 
@@ -281,11 +269,12 @@ def _named_paths(source: str) -> list[bytes]:
     return [match.rstrip(b"/") or b"/" for match in found]
 
 
-def _remote_files(files: Any, path: str) -> list[tuple[str, int, int]]:
+def _remote_files(files: Any, path: str) -> list[tuple[str, int, int, bool]]:
     """Every file of an fsspec file system that a path stands for, in the order of names.
 
     Returns:
-        Its name, where the part below the path begins in it, and its size, 0 if that is not known.
+        Its name, where the part below the path begins in it, its size, 0 if that is not known, and whether it was
+        found in a folder.
     """
     files.invalidate_cache()  # what others have written since counts
     try:
@@ -294,15 +283,15 @@ def _remote_files(files: Any, path: str) -> list[tuple[str, int, int]]:
         named = list(files.glob(path, detail=True).values()) if glob.has_magic(path) else []
         if not named:
             raise
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int, bool]] = {}
     for about in named:
         name = about["name"]
         if about["type"] == "directory":
             root = name.rstrip("/")
             for inner, inner_about in files.find(root, detail=True).items():
-                found.setdefault(inner, (len(root) + 1, inner_about["size"] or 0))
+                found.setdefault(inner, (len(root) + 1, inner_about["size"] or 0, True))
         else:
-            found.setdefault(name, (name.partition("?")[0].rfind("/") + 1, about["size"] or 0))
+            found.setdefault(name, (name.partition("?")[0].rfind("/") + 1, about["size"] or 0, False))
     return [(name, *found[name]) for name in sorted(found, key=os.fsencode)]
 
 

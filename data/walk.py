@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from bytelm.data.clutter import file_clutter, folder_clutter
 from bytelm.data.documents import Skipped, unreadable
 from bytelm.data.path_filter import Gitignore, PathFilter, below, gitignore_in, gitignores_above, is_ignored
 from bytelm.errors import SourceError
@@ -38,6 +39,7 @@ def walk(
     *,
     gitignore: bool = False,
     follow_links: bool = False,
+    everything: bool = False,
     without: Collection[FileIdentity] = (),
 ) -> "Iterator[os.DirEntry[bytes] | Skipped | Unlisted]":
     """Every entry below a folder but for folders themselves.
@@ -48,6 +50,7 @@ def walk(
         gitignore: Leave out what ``.gitignore`` files name, and ``.git``.
         follow_links: Take symbolic links for what they point to. Those that lead nowhere are passed over, and so is
             every folder that the walk is already in.
+        everything: Do not leave out version control, caches and byte code; see ``bytelm.data.clutter``.
         without: Folders that are left out as if they were not there.
 
     Yields:
@@ -87,6 +90,12 @@ def walk(
                 or not paths.enters(path[begin:])
             ):
                 yield Skipped(path, "excluded")
+            elif (
+                not everything
+                and (reason := folder_clutter(entry.name, path)) is not None
+                and not paths.names(path[begin:], is_folder=True)
+            ):
+                yield Skipped(path, reason)
             else:
                 try:
                     listed = list_folder(path, level.gitignores, gitignore=gitignore, follow_links=follow_links)
@@ -98,6 +107,12 @@ def walk(
             yield Skipped(path, "link" if entry.is_symlink() else "special")
         elif level.gitignores and is_ignored(path, level.gitignores, is_folder=False):
             yield Skipped(path, "excluded")
+        elif (
+            not everything
+            and (reason := file_clutter(entry.name)) is not None
+            and not paths.names(path[begin:], is_folder=False)
+        ):
+            yield Skipped(path, reason)
         else:
             yield entry
 

@@ -57,6 +57,46 @@ def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "passed over: 2 links\n" in shown
 
 
+def test_what_was_left_out_by_default_and_what_is_binary_is_told(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / ".git").mkdir()
+    (files / ".git" / "HEAD").write_text("ref")
+    (files / "a.pyc").write_bytes(b"code")
+    (files / "weights.bin").write_bytes(bytes(range(256)) * 100)
+    (files / "bad\x1b.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\x03rubbish")
+    words = ["ingest", str(files), "--out", str(tmp_path / "corpus")]
+    assert app.run(words) == 0
+    shown = capsys.readouterr().out
+    assert "of all bytes 40.6% text, 0.0% code, 59.4% binary\n" in shown
+    assert "weights.bin (25.60 kB, binary); leave them out with --exclude PATTERN, or all with --only text" in shown
+    assert "1 empty, 1 link, 1 version-control folder, 1 byte-code file, 1 damaged" in shown
+    assert "; --all reads version control, caches and byte code" in shown
+    assert "left out, for something was wrong:\n  '" in shown
+    assert "bad\\x1b.gz' is damaged" in shown
+    assert app.run([*words, "--overwrite", "--all", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"version_control", "byte_code"}.isdisjoint(report["skipped"])
+    assert report["documents"] == 33
+    assert len(report["faults"]) == 1
+    assert report["largest_binary"][0]["raw_bytes"] == 25_600
+
+
+def test_a_field_is_honoured_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.ndjson").write_text('{"text": "one"}\n{"text": "two"}\n')
+    Path("a.txt").write_text("nothing")
+    words = ["--out", "corpus", "--validation-fraction", "0", "--json", "--field"]
+    assert app.run(["ingest", "a.ndjson", *words, "text"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 2
+    assert app.run(["ingest", "a.ndjson", "--overwrite", *words, "txt"]) == 2
+    assert capsys.readouterr().err == "error: 'a.ndjson' has no field 'txt', but 'text'; name one of these\n"
+    assert app.run(["ingest", "a.txt", "--overwrite", *words, "text"]) == 2
+    assert "error: field = 'text' has no effect: no source is a table, such as 'a.txt'" in capsys.readouterr().err
+
+
 def test_json_is_one_object_and_nothing_else(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["ingest", str(files), "--out", str(tmp_path / "corpus"), "--level", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -243,8 +283,8 @@ def test_appending_tells_what_is_new_and_resuming_what_is_finished(
     [
         (["--engine", "slurm"], "--engine slurm: there are local and ray"),
         (["--address", "host:1"], "--address host:1 takes no effect without --engine ray"),
-        (["--on-error", "ignore"], "--on-error ignore: there are stop and skip"),
-        (["--only", "klingon"], "only = 'klingon': no such kind or group; there are text, code, "),
+        (["--on-error", "ignore"], "--on-error ignore: there are named, stop and skip"),
+        (["--only", "klingon"], "only = 'klingon': no such kind or group; "),
         (["--max-bytes", "many"], "'many' is no size"),
         (["--workers", "0"], "workers = 0: at least 1 is needed"),
         (["--resume"], "nothing to resume: "),

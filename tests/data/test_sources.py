@@ -98,7 +98,7 @@ def test_sources_are_read_in_the_order_they_are_named(tmp_path: Path) -> None:
     put(tmp_path, {"b/one": b"x", "a/two": b"yy"})
     found = list(find_units([str(tmp_path / "b"), str(tmp_path / "a" / "two")], PLAIN))
     assert found == [
-        Unit(0, os.fsencode(tmp_path / "b" / "one"), "file", 1),
+        Unit(0, os.fsencode(tmp_path / "b" / "one"), "file", 1, in_folder=True),
         Unit(1, os.fsencode(tmp_path / "a" / "two"), "file", 2),
     ]
 
@@ -250,17 +250,15 @@ def test_a_file_that_may_not_be_read_is_told_when_it_is_read(tmp_path: Path) -> 
         list(document.blocks())
 
 
-def test_patterns_choose_files_and_look_into_archives_like_into_sources(tmp_path: Path) -> None:
+def test_patterns_choose_files_and_look_into_archives_that_are_named(tmp_path: Path) -> None:
     put(tmp_path, {"a.tar": packed(FILES), "deep/b.zip": zipped(FILES), "x.py": b"x", "deep/y.c": b"y"})
     python = read(tmp_path, ReadOptions(include=("*.py",)))
-    assert [name for name, content in python.items() if content != "excluded"] == [
-        "a.tar!/one.py",
-        "deep/b.zip!/one.py",
-        "x.py",
-    ]
+    assert python == {"a.tar": "excluded", "deep/b.zip": "excluded", "deep/y.c": "excluded", "x.py": b"x"}
+    for archive in ("a.tar", "deep/b.zip"):
+        inside = read(tmp_path / archive, ReadOptions(include=("*.py",)))
+        assert [name for name, content in inside.items() if content != "excluded"] == ["/one.py"]
     deep = read(tmp_path, ReadOptions(include=("/deep/",), exclude=("*.c",)))
     assert [name for name, content in deep.items() if content != "excluded"] == [
-        "a.tar!/deep/empty",
         "deep/b.zip!/one.py",
         "deep/b.zip!/deep/empty",
     ]
@@ -485,3 +483,25 @@ def test_what_is_larger_than_the_memory_takes_little_of_it(tmp_path: Path, form:
     read_bytes, grown_kib = map(int, done.stdout.split())
     assert read_bytes == size
     assert grown_kib < limit_kib
+
+
+def test_a_bad_row_of_a_data_set_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lines = rows(["a", "b", "c"]).splitlines()
+    bad = [lines[0], lines[1][:9], b'{"text": "caf\xe9"}', rb'{"text": "half \ud800"}', lines[2]]
+    folders = {
+        "lines": {"train-0.jsonl": b"\n".join(bad), "train-1.jsonl": rows(["d"])},
+        "packed": {"train-0.json.gz": gzip.compress(b"\n".join(bad)), "train-1.json.gz": gzip.compress(rows(["d"]))},
+        "cells": {"train-0.csv": b"text,id\na,1\nbad\nb\xe9,2\n,3,3\nc,4\n", "train-1.csv": b"text,id\nd,1\n"},
+    }
+    for name, files in folders.items():
+        source = f"hf:{put(tmp_path / name, files)}"
+        found: list[str] = []
+        for unit in units(source):
+            for one in read_unit(unit, PLAIN):
+                assert isinstance(one, Document)
+                try:
+                    found.append(b"".join(one.blocks()).decode())
+                except SourceError as error:
+                    found.append(error.reason)
+        assert found == ["a", "damaged", "damaged", "damaged", "c", "d"], name
