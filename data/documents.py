@@ -17,6 +17,9 @@ SkipReason = Literal[
     "link",
     "special",
     "excluded",
+    "version_control",
+    "cache",
+    "byte_code",
     "unreadable",
     "damaged",
     "changed",
@@ -29,9 +32,9 @@ SkipReason = Literal[
     "near_duplicate",
 ]
 SKIP_REASONS: Final[tuple[SkipReason, ...]] = get_args(SkipReason)
-"""Why something gave no document. Sources know the first eight: no bytes; a symbolic or hard link; a socket, pipe or
-device; left out by a pattern; refused by the system; not the bytes that its form promises; other bytes than before;
-a row without the field. The others are an ingestion's."""
+"""Why something gave no document. Sources know the first eleven: no bytes; a symbolic or hard link; a socket, pipe or
+device; left out by a pattern; a folder of a version control; a cache; compiled byte code; refused by the system; not
+the bytes that its form promises; other bytes than before; a row without the field. The others are an ingestion's."""
 
 BLOCK_BYTES: Final = 1 << 20
 
@@ -43,10 +46,12 @@ class Document(NamedTuple):
         name: What it is called: a path, or an archive's path with ``!/`` and the member's name, or a table's path with
             ``#`` and the row. Bytes, for names need not be valid in any encoding.
         open_blocks: Begins to read it.
+        is_row: It is a row of a table.
     """
 
     name: bytes
     open_blocks: Callable[[], Iterator[bytes]]
+    is_row: bool = False
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes in order, in blocks of at most 1 MiB, none of them empty. An empty document gives none.
@@ -56,7 +61,7 @@ class Document(NamedTuple):
         Raises:
             SourceError: The document cannot be read, or is damaged; its ``reason`` says which.
         """
-        return self.open_blocks()
+        yield from self.open_blocks()
 
 
 class Skipped(NamedTuple):
@@ -65,10 +70,12 @@ class Skipped(NamedTuple):
     Attributes:
         path: Its name, as a document's.
         reason: Why not.
+        columns: The columns of a row that lacks the one that was asked for; None for everything else.
     """
 
     path: bytes
     reason: SkipReason
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +84,12 @@ class ReadOptions:
 
     Attributes:
         include: Patterns as in ``.gitignore``, against the path below the source; where there are any, only what
-            matches is read. An archive is looked into like a source of its own, unless a pattern names it as a whole.
+            matches is read. An archive in a folder is opened where a pattern names it, and then read as a whole; one
+            that is itself a source is looked into like a folder.
         exclude: Patterns of the same kind; what matches is left out, whatever is included.
         gitignore: Leave out what the ``.gitignore`` files of the sources name.
         follow_links: Read what symbolic links inside folders point to.
+        everything: Read version-control folders, caches and byte code in folders, too; see ``bytelm.data.clutter``.
         raw: Open nothing: archives, compressed files and tables are documents as they are.
         field: Column of tables whose text becomes documents; without it they are documents as they are, and ``text``
             is the column of data sets.
@@ -91,6 +100,7 @@ class ReadOptions:
     exclude: tuple[str, ...] = ()
     gitignore: bool = False
     follow_links: bool = False
+    everything: bool = False
     raw: bool = False
     field: str | None = None
     most_expansion: float = 1000.0
@@ -106,6 +116,7 @@ class Unit(NamedTuple):
         stored_bytes: Its size, or its part's, as it is stored; 0 where that is not known.
         part: Which part of the file, from 0.
         parts: How many parts the file has.
+        in_folder: It was found in a folder, and not named.
     """
 
     source: int
@@ -114,6 +125,7 @@ class Unit(NamedTuple):
     stored_bytes: int
     part: int = 0
     parts: int = 1
+    in_folder: bool = False
 
 
 def name_of(path: Path | str) -> str:

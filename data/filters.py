@@ -8,6 +8,7 @@ import zstandard
 from bytelm.data.documents import SkipReason
 from bytelm.data.kinds import GROUPS, KINDS, group_of
 from bytelm.errors import ConfigError
+from bytelm.names import nearest
 
 DENSITY_LEAST_BYTES: Final = 1 << 10
 """A shorter document is too short to tell how dense it is."""
@@ -46,9 +47,10 @@ class Filters:
             raise ConfigError(f"max_bits_per_byte = {self.max_bits_per_byte}: a number above 0, at most 8, is needed")
         for name in self.only:
             if name not in KINDS and name not in GROUPS:
+                near = nearest(name, dict.fromkeys([*KINDS, *GROUPS]))
+                known = f"there are text, {', '.join(GROUPS)}, and the kinds {', '.join(KINDS[2:])}"
                 raise ConfigError(
-                    f"only = {name!r}: no such kind or group; there are text, {', '.join(GROUPS)}, "
-                    f"and the kinds {', '.join(KINDS[2:])}"
+                    f"only = {name!r}: no such kind or group; {known if near is None else f'did you mean {near!r}?'}"
                 )
 
     @property

@@ -1,17 +1,25 @@
 """One unit read: the documents of a file, an archive or a part of a table, in any process and always the same."""
 
 import os
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final, cast
 
 from bytelm.data import archives, tables
 from bytelm.data.addresses import blocks_of, is_url, opened, small_file
 from bytelm.data.compression import MAGIC_BYTES, Allowance, Forward, ahead, decompress, fits
+from bytelm.data.csv_rows import csv_rows
 from bytelm.data.documents import Document, ReadOptions, Skipped, Unit, shown_path
+from bytelm.data.forms import form_of, is_table
+from bytelm.data.json_rows import json_file_rows, json_rows
 from bytelm.data.path_filter import PathFilter
+from bytelm.data.table_rows import failing
 from bytelm.data.walk import list_folder
 from bytelm.errors import SourceError
+from bytelm.files import refusals_named
 
 WHOLE: Final = "!"
 """Ends the form of an archive that is included as a whole."""
@@ -43,7 +51,7 @@ def read_unit(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
         list_folder(address, gitignore=options.gitignore, follow_links=options.follow_links)
         raise SourceError(f"cannot read {shown_path(address)}: it could not be listed, but now it can; try again")
     elif form == "hf":
-        yield from tables.dataset_rows(os.fsdecode(address), options.field or _FIELD_OF_DATASETS, unit.part, unit.parts)
+        yield from _read_dataset(unit, options)
     elif form == "jsonl" and unit.parts > 1:
         yield from _read_lines(unit, options)
     elif form in ("zip", "parquet"):
@@ -64,6 +72,23 @@ def read_whole(unit: Unit) -> bytes | None:
     if unit.form != "file" or not unit.stored_bytes or is_url(unit.address):
         return None
     return small_file(unit.address, unit.stored_bytes)
+
+
+def _read_dataset(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
+    """The rows of a part of a data set: out of its file where that is a table, else as the library gives them."""
+    source, field = os.fsdecode(unit.address), options.field or _FIELD_OF_DATASETS
+    file = tables.dataset_file(source, unit.part, unit.parts)
+    if file is not None and is_table(form := form_of(file, has_field=True)):
+        inside = Unit(unit.source, file, form, 0)
+        rows = read_unit(inside, replace(options, field=field, include=(), exclude=()))
+        first = next(rows, None)
+        if first is None:
+            return
+        if isinstance(first, Skipped) or first.is_row:
+            yield first
+            yield from rows
+            return
+    yield from tables.dataset_rows(source, field, unit.part, unit.parts)
 
 
 def _read_seekable(unit: Unit, form: str, options: ReadOptions) -> Iterator[Document | Skipped]:
@@ -98,10 +123,30 @@ def _read_stream(unit: Unit, form: str, options: ReadOptions) -> Iterator[Docume
     if inner == "tar" and archives.is_tar(content.peek(archives.TAR_BLOCK_BYTES)):
         allowance = Allowance(address, unit.stored_bytes, options.most_expansion)
         yield from _members(unit, archives.tar_members(content, address, allowance), options)
-    elif inner == "jsonl":
-        yield from tables.json_rows(content, address, _field(options))
+    elif is_table(inner):
+        allowance = Allowance(address, unit.stored_bytes, options.most_expansion)
+        yield from _rows(content, inner, address, _field(options), allowance)
     else:
         yield Document(address, content.rest)
+
+
+def _rows(content: Forward, form: str, name: bytes, field: str, allowance: Allowance) -> Iterator[Document | Skipped]:
+    """The rows of a table that is read from its beginning to its end."""
+    if tables.is_parquet(content.peek(MAGIC_BYTES)):
+        with tempfile.TemporaryFile(prefix="bytelm-") as spooled:  # it is read from its end on
+            with refusals_named(Path(tempfile.gettempdir())):
+                for block in content.rest():
+                    spooled.write(block)
+            spooled.seek(0)
+            yield from tables.parquet_rows(cast("BinaryIO", spooled), name, field, 0, 1, allowance)
+    elif form == "jsonl":
+        yield from json_rows(content, name, field)
+    elif form == "json":
+        yield from json_file_rows(content, name, field)
+    elif form == "csv":
+        yield from csv_rows(content, name, field)
+    else:
+        yield Document(name, content.rest)
 
 
 def _members(unit: Unit, found: Iterator[Document | Skipped], options: ReadOptions) -> Iterator[Document | Skipped]:
@@ -109,10 +154,30 @@ def _members(unit: Unit, found: Iterator[Document | Skipped], options: ReadOptio
     paths = PathFilter(() if unit.form.endswith(WHOLE) else options.include, options.exclude)
     begin = len(unit.address) + len(archives.SEPARATOR)
     for one in found:
-        if isinstance(one, Document) and not paths.keeps(one.name[begin:]):
+        if not isinstance(one, Document):
+            yield one
+        elif not paths.keeps(one.name[begin:]):
             yield Skipped(one.name, "excluded")
+        elif options.field is not None and is_table(form := form_of(one.name[begin:], has_field=True)):
+            yield from _member_rows(one, form, options, options.field)
         else:
             yield one
+
+
+def _member_rows(member: Document, form: str, options: ReadOptions, field: str) -> Iterator[Document | Skipped]:
+    """The rows of a table in an archive; what is wrong with it costs no other member."""
+    inner, _, compression = form.partition("+")
+    allowance = Allowance(member.name, 0, options.most_expansion)
+    try:
+        content = Forward(allowance.reading(member.blocks()))
+        if compression:
+            if not fits(compression, content.peek(MAGIC_BYTES)):
+                yield Document(member.name, content.rest)
+                return
+            content = Forward(allowance.giving(decompress(compression, content.rest(), member.name)))
+        yield from _rows(content, inner, member.name, field, allowance)
+    except SourceError as error:
+        yield failing(member.name, error)
 
 
 def _read_lines(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped]:
@@ -121,7 +186,7 @@ def _read_lines(unit: Unit, options: ReadOptions) -> Iterator[Document | Skipped
     end = begin + tables.PART_BYTES if unit.part + 1 < unit.parts else None
     first = max(0, begin - 1)  # if this byte ends a line, the next one is the part's
     content = Forward(blocks_of(unit.address, 0, first), first)
-    yield from tables.json_rows(content, unit.address, _field(options), begin=begin, end=end, is_part=True)
+    yield from json_rows(content, unit.address, _field(options), begin=begin, end=end, is_part=True)
 
 
 def _field(options: ReadOptions) -> str:

@@ -22,14 +22,16 @@ from bytelm.data.filters import DensityMeter, Filters
 from bytelm.data.kept_content import ContentPlace, ContentReader, ContentWriter, is_dear
 from bytelm.data.kinds import kind_of
 from bytelm.data.sources import ReadOptions, Unit, read_unit, read_whole
+from bytelm.data.table_rows import SEPARATOR, no_column
 from bytelm.data.unit_table import UnitTable
 from bytelm.data.workers import Tally, Tell
 from bytelm.errors import SourceError
 
 ROW_TYPE: Final = np.dtype(
-    [("digest", "<u8", (2,)), ("raw_bytes", "<u8"), ("unit", "<u4"), ("kind", "<u2"), ("reason", "u1"), ("zero", "u1")]
+    [("digest", "<u8", (2,)), ("raw_bytes", "<u8"), ("unit", "<u4"), ("kind", "<u2"), ("reason", "u1"), ("row", "u1")]
 )
-"""A document: XXH3-128 of its bytes, how many, the unit it is in, its kind, and the code of why it is left out."""
+"""A document: XXH3-128 of its bytes, how many, the unit it is in, its kind, the code of why it is left out, and 1 if it
+is a row of a table."""
 
 KEPT: Final = 0
 """The code of a document that is not left out."""
@@ -37,7 +39,14 @@ KEPT: Final = 0
 REASON_CODES: Final[dict[SkipReason, int]] = {reason: code for code, reason in enumerate(SKIP_REASONS, 1)}
 """The codes of the others."""
 
-OnError = Literal["stop", "skip"]
+OnError = Literal["named", "stop", "skip"]
+"""Where something cannot be read or is damaged: stop if it was named as a source, but leave it out if a folder holds
+it; stop; or leave it out. What is left out is counted and named."""
+
+MOST_FAULTS: Final = 1000
+"""As many things that went wrong are told; all are counted."""
+
+_FAULTS_OF_A_UNIT: Final = 3
 
 _TELL_BYTES: Final = 1 << 20
 _CHUNK_UNITS: Final = 1024
@@ -53,12 +62,14 @@ class Survey:
         rows_D: One ``ROW_TYPE`` for each document, with the number of its unit in ``units``.
         skipped: What gave no document at all, counted by reason.
         signatures_D: MinHash signatures, one a row, where near-duplicates are looked for; else no columns.
+        faults: What went wrong, one line each: a few of each unit, ``MOST_FAULTS`` in all.
     """
 
     units: UnitTable
     rows_D: NDArray[np.void]
     skipped: dict[str, int]
     signatures_D: NDArray[np.uint32]
+    faults: tuple[str, ...] = ()
 
     @classmethod
     def joined(cls, surveys: Iterable["Survey"]) -> "Survey":
@@ -79,6 +90,7 @@ class Survey:
             signatures_D=np.concatenate([part.signatures_D for part in parts])
             if parts
             else np.empty((0, 0), np.uint32),
+            faults=tuple(fault for part in parts for fault in part.faults)[:MOST_FAULTS],
         )
 
 
@@ -115,7 +127,7 @@ def survey(job: SurveyJob, tell: Tell, kept: Path | None = None) -> Survey:
         kept: Where content is kept that is dear to read again; None to keep none. It may be that nothing is.
 
     Raises:
-        SourceError: A source cannot be read or is damaged, and ``on_error`` is ``stop``.
+        SourceError: A source cannot be read or is damaged, and ``on_error`` does not leave it out.
     """
     keeper = None if kept is None else ContentWriter(kept)
     surveyor = _Surveyor(job, tell, keeper)
@@ -212,6 +224,43 @@ def vanished(name: bytes) -> SourceError:
     )
 
 
+def job_tolerates(on_error: OnError, unit: Unit) -> bool:
+    """Whether a unit that cannot be read is left out, and not an end of everything."""
+    return on_error == "skip" or (on_error == "named" and unit.in_folder)
+
+
+class _Table:
+    """Notices a table in which not one row has the column that was asked for: its name is wrong then."""
+
+    def __init__(self) -> None:
+        self._name = b""
+        self._columns: tuple[str, ...] | None = None
+
+    def met(self, found: Document | Skipped, unit: Unit, options: ReadOptions) -> SourceError | None:
+        """What is wrong with the table before, if another begins here."""
+        name = found.name if isinstance(found, Document) else found.path
+        table = name.rpartition(SEPARATOR)[0]
+        error = None
+        if isinstance(found, Document):
+            if found.is_row:
+                error = self.ended(unit, options) if table != self._name else None
+                self._name, self._columns = table, None
+        elif found.columns is not None:
+            if table != self._name:
+                error = self.ended(unit, options)
+                self._name, self._columns = table, found.columns
+        elif found.reason == "no_field":  # null there: the column exists
+            self._name, self._columns = table, None
+        return error
+
+    def ended(self, unit: Unit, options: ReadOptions) -> SourceError | None:
+        """What is wrong with the last table; of one that is read in parts only the first is judged."""
+        columns, self._columns = self._columns, None
+        if columns is None or unit.part or options.field is None:
+            return None
+        return no_column(self._name, options.field, columns)
+
+
 class _Surveyor:
     """Reads units and gathers rows."""
 
@@ -220,41 +269,62 @@ class _Surveyor:
         self._keeper = keeper
         self._tell = tell
         self._digests = bytearray()
-        self._rows: list[tuple[int, int, int, int]] = []  # bytes, unit, kind, reason
+        self._rows: list[tuple[int, int, int, int, int]] = []  # bytes, unit, kind, reason, is a row
         self._skipped: Counter[str] = Counter()
         self._meter = DensityMeter() if job.filters.max_bits_per_byte is not None else None
         self._hashes: list[NDArray[np.uint64]] = []
         self._filters = job.filters if job.filters != Filters() else None
         self._told = 0
         self._untold_bytes = 0
+        self._faults: list[str] = []
+        self._unit_faults = 0
+        self._tolerates = False
 
     def read_unit(self, number: int, unit: Unit) -> None:
+        self._unit_faults = 0
+        self._tolerates = job_tolerates(self._job.on_error, unit)
         try:
             if (content := read_whole(unit)) is not None:
-                self._read(unit.address, (content,), number)
+                self._read(Document(unit.address, partial(iter, (content,))), number)
                 return
             keeper = self._keeper if is_dear(unit) else None
+            table = _Table()
             for found in read_unit(unit, self._job.options):
+                if (error := table.met(found, unit, self._job.options)) is not None:
+                    self._fault(error)
                 if isinstance(found, Skipped):
                     self._skipped[found.reason] += 1
                 else:
-                    self._read(found.name, found.blocks(), number, keeper)
+                    self._read(found, number, keeper)
+            if (error := table.ended(unit, self._job.options)) is not None:
+                self._fault(error)
         except SourceError as error:
-            if self._job.on_error == "stop":
+            if not self._tolerates:
                 raise
+            self._fault(error)
             self._skipped[error.reason] += 1
+
+    def _fault(self, error: SourceError) -> None:
+        """Note what went wrong, or stop."""
+        if not self._tolerates:
+            raise error
+        self._unit_faults += 1
+        if self._unit_faults <= _FAULTS_OF_A_UNIT and len(self._faults) < MOST_FAULTS:
+            self._faults.append(str(error))
 
     def finish(self) -> Survey:
         self._tell_now()
         rows = np.zeros(len(self._rows), ROW_TYPE)
         if self._rows:
             rows["digest"] = np.frombuffer(bytes(self._digests), "<u8").reshape(-1, 2)
-            rows["raw_bytes"], rows["unit"], rows["kind"], rows["reason"] = np.array(self._rows, np.uint64).T
+            columns = np.array(self._rows, np.uint64).T
+            for name, column in zip(("raw_bytes", "unit", "kind", "reason", "row"), columns, strict=True):
+                rows[name] = column
         none = np.empty((len(rows), 0), np.uint32)
         signatures = signatures_of(self._hashes) if self._job.with_signatures else none
-        return Survey(self._job.units, rows, dict(self._skipped), signatures)
+        return Survey(self._job.units, rows, dict(self._skipped), signatures, tuple(self._faults))
 
-    def _read(self, name: bytes, blocks: Iterable[bytes], unit: int, keeper: ContentWriter | None = None) -> None:
+    def _read(self, document: Document, unit: int, keeper: ContentWriter | None = None) -> None:
         sampler = StringSampler() if self._job.with_signatures else None
         if self._meter is not None:
             self._meter.start()
@@ -263,7 +333,7 @@ class _Surveyor:
         hasher = None
         reason: SkipReason | None = None
         try:
-            for block in blocks:
+            for block in document.blocks():
                 if keeper is not None:
                     keeper.add(block, begins=not raw_bytes)
                 if not raw_bytes:
@@ -281,14 +351,13 @@ class _Surveyor:
                 if self._untold_bytes >= _TELL_BYTES:
                     self._tell_now()
         except SourceError as error:
-            if self._job.on_error == "stop":
-                raise
+            self._fault(error)
             reason = error.reason
-        kind = kind_of(name, first)
+        kind = kind_of(document.name, first)
         if reason is None:
             reason = self._verdict(kind, raw_bytes)
         self._digests += hasher.digest() if hasher is not None else xxhash.xxh3_128_digest(first)
-        self._rows.append((raw_bytes, unit, kind, REASON_CODES[reason] if reason else KEPT))
+        self._rows.append((raw_bytes, unit, kind, REASON_CODES[reason] if reason else KEPT, document.is_row))
         if sampler is not None:
             self._hashes.append(sampler.hashes())
 

@@ -1,80 +1,37 @@
-"""One column of a table as documents: a row each, of JSON lines, of Parquet files, or of a Hugging Face data set.
-
-A string becomes its UTF-8 bytes, bytes stay as they are. A row that has no such field, or null there, or anything that
-is neither a string nor bytes, gives no document and is counted: nothing is guessed or converted. A column inside
-another is written with dots, ``meta.text``.
-"""
+"""One column of a table that a library reads as documents, a row each: of Parquet files and Hugging Face data sets."""
 
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from bytelm.data.compression import Allowance, Forward
+from bytelm.data.compression import Allowance
 from bytelm.data.documents import BLOCK_BYTES, Document, Skipped, damaged, shown_path
 from bytelm.data.storage import remote_errors
+from bytelm.data.table_rows import SEPARATOR, field_of, no_column, row_document
 from bytelm.errors import SourceError
+from bytelm.hub import out_of_reach
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-SEPARATOR: Final = b"#"
-"""Stands between a table's path and the number of a row, from 1."""
-
 DATASET: Final = "hf:"
 """What the name of a Hugging Face data set begins with, where it is a source."""
-
-MOST_LINE_BYTES: Final = 64 << 20
-"""The longest line of JSON: it must be held in memory several times over to be understood."""
 
 PART_BYTES: Final = 64 << 20
 """A larger table is read in parts of about that size, so that several processes can share it."""
 
 _HELD_BYTES: Final = 16 << 20
 _MOST_HELD_ROWS: Final = 1024
-# Numbers are not wanted: many of them need not be held, and a long one need not be refused.
-_DECODER: Final = json.JSONDecoder(parse_int=lambda _: None, parse_float=lambda _: None)
-_BOM: Final = b"\xef\xbb\xbf"
-_MOST_NAMED: Final = 20
+# Packaged readers of the library, and the settings with which they read files as bytelm does.
+_READ_HERE: Final[dict[str, dict[str, Any]]] = {
+    "json": {"features": None, "field": None, "encoding": "utf-8", "encoding_errors": None},
+    "csv": {"features": None, "sep": ",", "delimiter": None, "names": None, "header": "infer", "skiprows": None},
+    "parquet": {"features": None, "columns": None, "filters": None},
+}
 _PARQUET_MAGICS: Final = (b"PAR1", b"PARE")
-
-
-def json_rows(
-    content: Forward, name: bytes, field: str, *, begin: int = 0, end: int | None = None, is_part: bool = False
-) -> Iterator[Document | Skipped]:
-    """A document for each line of JSON; empty lines count, but give nothing.
-
-    Args:
-        content: The lines, in UTF-8. A part that does not begin at 0 is read from one byte before it on: a line belongs
-            to the part that its first byte lies in.
-        name: What the table is called.
-        field: The field.
-        begin: Where the part begins.
-        end: Where it ends; the line that is begun there is read to its end. None reads everything.
-        is_part: This is a part: nobody knows how many lines came before, so rows are named by the place of their line.
-
-    Yields:
-        A ``Document`` for a row, also for one that is damaged, which its ``blocks`` then says; a ``Skipped`` for a row
-        without the field.
-
-    Raises:
-        SourceError: The lines cannot be read on.
-    """
-    for number, (position, line) in enumerate(_lines(content), start=1):
-        if end is not None and position >= end:
-            return
-        if position < begin:
-            continue
-        row = b"@%d" % position if is_part else b"%d" % number
-        if line is None:
-            what = f"its line {row.decode()} has more than {MOST_LINE_BYTES >> 20} MiB"
-            yield _failing(name + SEPARATOR + row, damaged(name, what, "split it or leave it out"))
-        elif line and not line.isspace():
-            yield _json_row(line.removeprefix(_BOM) if not position else line, name, row, field)
 
 
 def parquet_parts(file: BinaryIO, name: bytes, stored_bytes: int) -> int:
@@ -125,7 +82,7 @@ def parquet_rows(
         for value in _values(table, group, path, name):
             row += 1
             allowance.give(len(value or b""))
-            yield _row(name + SEPARATOR + b"%d" % row, value)
+            yield row_document(name + SEPARATOR + b"%d" % row, value)
 
 
 def dataset_parts(source: str) -> tuple[str, int]:
@@ -139,15 +96,39 @@ def dataset_parts(source: str) -> tuple[str, int]:
         SourceError: There is no such data set, configuration or split, or it cannot be reached.
     """
     name, config, split = _dataset_name(source)
+    files = _files_read_here(source, name, config)
     if not split:
-        splits = list(_load_dataset(source, name, config, None))
+        splits = list(files if files is not None else _load_dataset(source, name, config, None))
         if "train" not in splits and len(splits) != 1:
             raise SourceError(
                 f"{source} has the splits {', '.join(splits)}; name one: {DATASET}{name}:{config}:{splits[0]}"
             )
         split = "train" if "train" in splits else splits[0]
-    dataset = _load_dataset(source, name, config, split)
-    return f"{DATASET}{name}:{config}:{split}", max(1, dataset.num_shards)
+    whole_name = f"{DATASET}{name}:{config}:{split}"
+    if files is not None and split in files:
+        return whole_name, len(files[split])
+    return whole_name, max(1, _load_dataset(source, name, config, split).num_shards)
+
+
+def dataset_file(source: str, part: int, parts: int) -> bytes | None:
+    """The file that a part of a data set is, where bytelm reads such files itself.
+
+    The library gives a file up at its first bad row; read here, a bad row costs itself alone.
+
+    Args:
+        source: As ``dataset_parts`` gives it.
+        part: Which part.
+        parts: How many there are.
+
+    Returns:
+        A path or address; None where the library has to read the data set.
+
+    Raises:
+        SourceError: There is no such data set or configuration, or it cannot be reached.
+    """
+    name, config, split = _dataset_name(source)
+    files = (_files_read_here(source, name, config) or {}).get(split, [])
+    return os.fsencode(files[part]) if len(files) == parts else None
 
 
 def dataset_rows(source: str, field: str, part: int, parts: int) -> Iterator[Document | Skipped]:
@@ -170,7 +151,7 @@ def dataset_rows(source: str, field: str, part: int, parts: int) -> Iterator[Doc
     if columns is not None:
         column = field if field in columns else field.partition(".")[0]
         if column not in columns:
-            raise _no_column(os.fsencode(source), field, columns)
+            raise no_column(os.fsencode(source), field, columns)
         dataset = dataset.select_columns([column])
     if parts > 1:
         dataset = dataset.shard(parts, part)
@@ -185,72 +166,7 @@ def dataset_rows(source: str, field: str, part: int, parts: int) -> Iterator[Doc
         if row is None:
             return
         number += 1
-        yield _row(prefix + b"%d" % number, _value(row, field))
-
-
-def _lines(content: Forward) -> Iterator[tuple[int, bytes | None]]:
-    """Where each line begins, and the line without its end; None in place of one that is too long."""
-    begin = content.tell()
-    held: list[bytes] = []
-    held_bytes = 0
-    while block := content.some():
-        *whole, rest = block.split(b"\n")
-        for line in whole:
-            size = held_bytes + len(line)
-            yield begin, b"".join((*held, line)) if size <= MOST_LINE_BYTES else None
-            begin += size + 1
-            held.clear()
-            held_bytes = 0
-        held_bytes += len(rest)
-        held = [*held, rest] if held_bytes <= MOST_LINE_BYTES else []
-    if held_bytes:
-        yield begin, b"".join(held) if held_bytes <= MOST_LINE_BYTES else None
-
-
-def _json_row(line: bytes, name: bytes, row: bytes, field: str) -> Document | Skipped:
-    row_name = name + SEPARATOR + row
-    try:
-        value = _DECODER.decode(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return _failing(row_name, damaged(name, f"its line {row.decode()} is not UTF-8"))
-    except (ValueError, RecursionError) as error:
-        return _failing(row_name, damaged(name, f"its line {row.decode()} is not JSON ({_said(error)})"))
-    return _row(row_name, _value(value, field))
-
-
-def _value(row: object, field: str) -> object:
-    """What a row holds in a field, or in one field of another; None where there is nothing."""
-    if isinstance(row, dict) and field in row:
-        return row[field]
-    for part in field.split("."):
-        row = row.get(part) if isinstance(row, dict) else None
-    return row
-
-
-def _row(name: bytes, value: object) -> Document | Skipped:
-    if isinstance(value, str):
-        try:
-            value = value.encode("utf-8")
-        except UnicodeEncodeError:
-            what = "it holds half of a surrogate pair, which is no text"
-            return _failing(name, damaged(name, what, "repair the row or leave it out"))
-    if isinstance(value, bytes):
-        return Document(name, partial(_cut, value))
-    return Skipped(name, "no_field")
-
-
-def _cut(data: bytes) -> Iterator[bytes]:
-    for begin in range(0, len(data), BLOCK_BYTES):
-        yield data[begin : begin + BLOCK_BYTES]
-
-
-def _failing(name: bytes, error: SourceError) -> Document:
-    """A document that cannot be read: whoever tries is told why."""
-
-    def fail() -> Iterator[bytes]:
-        raise error
-
-    return Document(name, fail)
+        yield row_document(prefix + b"%d" % number, *field_of(row, field))
 
 
 def _open_parquet(file: BinaryIO, name: bytes) -> "pq.ParquetFile":
@@ -274,7 +190,7 @@ def _column(table: "pq.ParquetFile", name: bytes, field: str) -> list[str]:
     found: Any = pa.struct(list(schema))
     for part in path:
         if not pa.types.is_struct(found) or found.get_field_index(part) < 0:
-            raise _no_column(name, field, schema.names)
+            raise no_column(name, field, schema.names)
         found = found.field(part).type
     kind = found.value_type if pa.types.is_dictionary(found) else found
     if not any(is_kind(kind) for is_kind in _text_types()):
@@ -333,11 +249,6 @@ def _arrow_errors(name: bytes) -> Iterator[None]:
         raise damaged(name, f"Parquet cannot be read ({_said(error)})") from error
 
 
-def _no_column(name: bytes, field: str, columns: Sequence[str]) -> SourceError:
-    there = ", ".join(map(repr, columns[:_MOST_NAMED])) + (", …" if len(columns) > _MOST_NAMED else "")
-    return SourceError(f"{shown_path(name)} has no field {field!r}, but {there}; name one of these", reason="no_field")
-
-
 def _dataset_name(source: str) -> tuple[str, str, str]:
     name, config, split, *rest = (*source.removeprefix(DATASET).split(":"), "", "")
     if not name or any(rest):
@@ -345,11 +256,34 @@ def _dataset_name(source: str) -> tuple[str, str, str]:
     return name, config, split
 
 
-def _load_dataset(source: str, name: str, config: str, split: str | None) -> Any:
-    import datasets
+def _files_read_here(source: str, name: str, config: str) -> dict[str, list[str]] | None:
+    """The files of each split of a data set whose files bytelm reads itself; None of others."""
+    with _dataset_refusals(source, name):
+        import datasets
 
-    try:
+        builder: Any = datasets.load_dataset_builder(name, config or None)
+    kind = type(builder).__module__.removeprefix("datasets.packaged_modules.")
+    usual = _READ_HERE.get(kind.partition(".")[0])
+    if usual is None or any(getattr(builder.config, key, value) != value for key, value in usual.items()):
+        return None
+    found = {str(split): list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
+    # A file in another has an address of several parts.
+    return found if found and not any("::" in file for files in found.values() for file in files) else None
+
+
+def _load_dataset(source: str, name: str, config: str, split: str | None) -> Any:
+    with _dataset_refusals(source, name):
+        import datasets
+
         return datasets.load_dataset(name, config or None, split=split, streaming=True)
+
+
+@contextlib.contextmanager
+def _dataset_refusals(source: str, name: str) -> Iterator[None]:
+    if reason := out_of_reach(name):
+        raise SourceError(f"cannot read {source}: {reason}; connect to the network, or give files")
+    try:
+        yield
     except _dataset_errors() as error:
         raise SourceError(
             f"cannot read {source}: {_said(error)}; check the name, the configuration, the split and the network"

@@ -22,6 +22,7 @@ class UnitTable:
         stored_bytes_U: As it is stored.
         part_U: Which part of its file.
         parts_U: How many parts the file has.
+        in_folder_U: It was found in a folder, and not named.
     """
 
     addresses: bytes
@@ -32,6 +33,7 @@ class UnitTable:
     stored_bytes_U: NDArray[np.int64]
     part_U: NDArray[np.uint32]
     parts_U: NDArray[np.uint32]
+    in_folder_U: NDArray[np.bool_]
 
     @classmethod
     def of(cls, units: Sequence[Unit]) -> "UnitTable":
@@ -47,6 +49,7 @@ class UnitTable:
             stored_bytes_U=np.array([unit.stored_bytes for unit in units], np.int64),
             part_U=np.array([unit.part for unit in units], np.uint32),
             parts_U=np.array([unit.parts for unit in units], np.uint32),
+            in_folder_U=np.array([unit.in_folder for unit in units], np.bool_),
         )
 
     @classmethod
@@ -68,6 +71,7 @@ class UnitTable:
             stored_bytes_U=np.concatenate([table.stored_bytes_U for table in all_tables]),
             part_U=np.concatenate([table.part_U for table in all_tables]),
             parts_U=np.concatenate([table.parts_U for table in all_tables]),
+            in_folder_U=np.concatenate([table.in_folder_U for table in all_tables]),
         )
 
     def __len__(self) -> int:
@@ -90,6 +94,7 @@ class UnitTable:
             self.stored_bytes_U[numbers].tolist(),
             self.part_U[numbers].tolist(),
             self.parts_U[numbers].tolist(),
+            self.in_folder_U[numbers].tolist(),
         )
         return list(map(Unit, *fields))
 
@@ -110,6 +115,7 @@ class UnitTable:
             stored_bytes_U=self.stored_bytes_U[begin:end],
             part_U=self.part_U[begin:end],
             parts_U=self.parts_U[begin:end],
+            in_folder_U=self.in_folder_U[begin:end],
         )
 
     def __eq__(self, other: object) -> bool:
@@ -131,6 +137,7 @@ class UnitTable:
             "stored_bytes": self.stored_bytes_U,
             "part": self.part_U,
             "parts": self.parts_U,
+            "in_folder": self.in_folder_U,
         }
 
     @classmethod
@@ -145,4 +152,5 @@ class UnitTable:
             stored_bytes_U=arrays["stored_bytes"].astype(np.int64),
             part_U=arrays["part"].astype(np.uint32),
             parts_U=arrays["parts"].astype(np.uint32),
+            in_folder_U=arrays["in_folder"].astype(np.bool_),
         )

