@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ CACHE_BYTES: Final = 10 << 30
 
 _BLOCK_BYTES: Final = 256 << 10
 _PART: Final = ".part"
+_DEAD_AFTER_S: Final = 3600.0  # a block is written in far less
 
 
 def cache_folder() -> Path:
@@ -82,6 +84,9 @@ class BlockCache:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat()
+                        if entry.name.endswith(_PART) and status.st_mtime < time.time() - _DEAD_AFTER_S:
+                            os.unlink(entry.path)  # noqa: PTH108  whoever wrote it was killed
+                            continue
                         found.append((status.st_mtime, status.st_size, entry.path))
             total = sum(size for _, size, _ in found)
             if total > self._limit_bytes:

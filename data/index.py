@@ -14,10 +14,13 @@ from typing import Any, Final
 import xxhash
 
 from bytelm.errors import CorpusError
+from bytelm.own_files import ANYTHING, TEXT, WHOLE, Fields, FormError, ListOf, Number, Text, parse_json
 
 INDEX: Final = "index.json"
 SHARD_NAME: Final = re.compile(r"(?P<split>train|validation)-(?P<number>\d{5,})\.zst")
 DIGESTS_NAME: Final = re.compile(r"documents-(?P<number>\d{5,})\.xxh128")
+
+FILES_NAME: Final = re.compile(r"documents-(?P<number>\d{5,})\.files\.zst")
 
 DIGEST_BYTES: Final = 16
 """Bytes of a document's digest: XXH3, 128 bits."""
@@ -26,6 +29,55 @@ _FORMAT: Final = "bytelm corpus"
 _VERSION: Final = 2
 _CONTENT_VERSION: Final = 1  # of what the fingerprint covers; the index may change without it
 REMEDY: Final = "ingest the sources again"
+MOST_INDEX_BYTES: Final = 256 << 20
+"""An index of a hundred thousand shards has less."""
+
+_BYTES: Final = Number(least=1, most=1 << 50, whole=True)
+_COUNTS: Final = Fields(others=Fields({"documents": WHOLE, "raw_bytes": WHOLE}))
+SHARD_SCHEMA: Final = Fields(
+    {
+        "name": TEXT,
+        "split": Text(("train", "validation")),
+        "raw_bytes": _BYTES,
+        "packed_bytes": _BYTES,
+        "pieces": _BYTES,
+        "documents": WHOLE,
+        "hash": TEXT,
+        "content": TEXT,
+        "kinds": _COUNTS,
+    }
+)
+"""An entry of a shard as JSON."""
+_FRACTION: Final = Number(least=0, most=0.5)
+_SCHEMA: Final = Fields(
+    {
+        "format": Text((_FORMAT,)),
+        "version": WHOLE,
+        "fingerprint": TEXT,
+        "documents": WHOLE,
+        "raw_bytes": WHOLE,
+        "packed_bytes": WHOLE,
+        "frame_bytes": Number(least=1, most=64 << 20, whole=True),
+        "split": Fields({"name": TEXT, "fraction": _FRACTION, "piece_bytes": _BYTES, "floor_bytes": WHOLE}),
+        "kinds": ListOf(TEXT, least=1),
+        "ingestions": ListOf(
+            Fields(
+                {
+                    "made_by": TEXT,
+                    "settings": Fields({"validation_fraction": _FRACTION, "frame_bytes": WHOLE}, others=ANYTHING),
+                    "sources": ListOf(Fields({"name": TEXT, "documents": WHOLE, "raw_bytes": WHOLE})),
+                    "skipped": _COUNTS,
+                }
+            ),
+            least=1,
+        ),
+        "digests": ListOf(Fields({"name": TEXT, "documents": WHOLE, "hash": TEXT})),
+        "shards": ListOf(SHARD_SCHEMA, least=1),
+        "checksum": TEXT,
+    },
+    {"files": ListOf(Fields({"name": TEXT, "packed_bytes": _BYTES, "hash": TEXT}))},
+    others=ANYTHING,  # what a later bytelm of the same version adds
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +136,21 @@ class DigestEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FilesEntry:
+    """What the index says of a file that says which files documents come from.
+
+    Attributes:
+        name: File name within the corpus.
+        packed_bytes: Bytes of the file.
+        hash: Hash of the file.
+    """
+
+    name: str
+    packed_bytes: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ingestion:
     """One of the ingestions that a corpus is made of.
 
@@ -111,6 +178,7 @@ class Index:
         ingestions: What it was made of, in order.
         kinds: Names of the kinds of documents.
         split_rule: How the splits were decided.
+        files: Which files documents come from, one for each ingestion; none of a corpus of an earlier bytelm.
     """
 
     frame_bytes: int
@@ -119,6 +187,7 @@ class Index:
     ingestions: tuple[Ingestion, ...]
     kinds: tuple[str, ...]
     split_rule: dict[str, Any]
+    files: tuple[FilesEntry, ...] = ()
 
     @classmethod
     def from_text(cls, content: bytes, place: str) -> "Index":
@@ -132,25 +201,26 @@ class Index:
             CorpusError: It is damaged, of an unknown version, or no index.
         """
         tree = _checked(content, place)
-        try:
-            index = cls(
-                frame_bytes=tree["frame_bytes"],
-                all_shards=tuple(map(ShardEntry.from_json, tree["shards"])),
-                digests=tuple(DigestEntry(**entry) for entry in tree["digests"]),
-                ingestions=tuple(map(_ingestion, tree["ingestions"])),
-                kinds=tuple(tree["kinds"]),
-                split_rule=tree["split"],
-            )
-            fingerprint = tree["fingerprint"]
-        except (KeyError, TypeError) as error:
-            raise CorpusError(f"{place} lacks or misnames {error}; {REMEDY}") from error
+        index = cls(
+            frame_bytes=tree["frame_bytes"],
+            all_shards=tuple(map(ShardEntry.from_json, tree["shards"])),
+            digests=tuple(DigestEntry(**entry) for entry in tree["digests"]),
+            ingestions=tuple(map(_ingestion, tree["ingestions"])),
+            kinds=tuple(tree["kinds"]),
+            split_rule=tree["split"],
+            files=tuple(FilesEntry(**entry) for entry in tree.get("files", ())),
+        )
+        fingerprint = tree["fingerprint"]
         if fingerprint != index.fingerprint:
             raise CorpusError(f"{place} names a fingerprint that its shards do not have; {REMEDY}")
         names = [(shard.name, SHARD_NAME) for shard in index.all_shards]
         names += [(entry.name, DIGESTS_NAME) for entry in index.digests]
+        names += [(entry.name, FILES_NAME) for entry in index.files]
         for name, pattern in names:
             if not pattern.fullmatch(name):
                 raise CorpusError(f"{place} names the file {name!r}, which is no name of a corpus's file; {REMEDY}")
+        if len({name for name, _ in names}) < len(names):
+            raise CorpusError(f"{place} names a file twice; {REMEDY}")
         return index
 
     def to_text(self) -> bytes:
@@ -168,6 +238,7 @@ class Index:
             "kinds": list(self.kinds),
             "ingestions": [asdict(ingestion) for ingestion in self.ingestions],
             "digests": [asdict(entry) for entry in self.digests],
+            **({"files": [asdict(entry) for entry in self.files]} if self.files else {}),
             "shards": [asdict(shard) for shard in shards],
         }
         return _text({**tree, "checksum": _checksum(tree)})
@@ -246,10 +317,12 @@ def _checksum(tree: dict[str, Any]) -> str:
 
 
 def _checked(content: bytes, place: str) -> dict[str, Any]:
+    if len(content) > MOST_INDEX_BYTES:
+        raise too_large(place)
     try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise CorpusError(f"{place} is damaged: it is not valid JSON; {REMEDY}") from error
+        tree = parse_json(content)
+    except FormError as error:
+        raise CorpusError(f"{place} is damaged: {error}; {REMEDY}") from error
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         raise CorpusError(f"{place} is damaged, or no index of a corpus; {REMEDY}")
     if tree.get("version") != _VERSION:
@@ -261,4 +334,13 @@ def _checked(content: bytes, place: str) -> dict[str, Any]:
     unsigned = {key: value for key, value in tree.items() if key != "checksum"}
     if content != _text({**unsigned, "checksum": _checksum(unsigned)}):
         raise CorpusError(f"{place} is damaged: its checksum does not hold; {REMEDY}")
+    try:
+        _SCHEMA.check(tree)
+    except FormError as error:
+        raise CorpusError(f"{place} is damaged: {error}; {REMEDY}") from error
     return tree
+
+
+def too_large(place: str) -> CorpusError:
+    """An index that is not even read."""
+    return CorpusError(f"{place} has more than {MOST_INDEX_BYTES >> 20} MiB, which no index has; {REMEDY}")

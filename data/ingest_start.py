@@ -171,4 +171,4 @@ def _staying(folder: Folder) -> frozenset[str]:
 
 def files_of(index: Index) -> set[str]:
     """Names of all files that an index names."""
-    return {file.name for file in (*index.all_shards, *index.digests)}
+    return {file.name for file in (*index.all_shards, *index.digests, *index.files)}

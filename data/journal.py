@@ -25,20 +25,56 @@ import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from bytelm.data.index import MOST_INDEX_BYTES, SHARD_SCHEMA
 from bytelm.data.split import Decision
 from bytelm.data.storage import Folder
 from bytelm.data.survey import ROW_TYPE, Survey, SurveyJob, survey
 from bytelm.data.unit_table import UnitTable
 from bytelm.data.workers import Tell
+from bytelm.own_files import (
+    ANYTHING,
+    TEXT,
+    WHOLE,
+    Fields,
+    FormError,
+    ListOf,
+    Nullable,
+    Number,
+    Schema,
+    Text,
+    parse_json,
+)
 
 JOURNAL: Final = ".ingest"
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _JOB: Final = f"{JOURNAL}/job.json"
 _SURVEYED: Final = f"{JOURNAL}/surveyed.json"
 _DECISION: Final = f"{JOURNAL}/decision.json"
 _CONTENT: Final = f"{JOURNAL}/content"
 _STDIN: Final = "stdin"
+
+_COUNTS: Final = Fields(others=WHOLE)
+_JOB_SCHEMA: Final = Fields(
+    {
+        "mode": Text(("new", "overwrite", "append")),
+        "settings": Fields(others=ANYTHING),
+        "sources": ListOf(TEXT),
+        "first_shard": WHOLE,
+        "base": Nullable(TEXT),
+        "journal": WHOLE,
+    }
+)
+_SURVEYED_SCHEMA: Final = Fields({"parts": Number(least=0, most=1 << 30, whole=True), "skipped": _COUNTS})
+_PAIR: Final = ListOf(WHOLE, least=2, most=2)
+_DECISION_SCHEMA: Final = Fields(
+    {"threshold": Number(least=0, most=1 << 64, whole=True), "head_end": _PAIR, "held_out": ListOf(_PAIR)}
+)
+_PARTITION_SCHEMA: Final = Fields(
+    {"number": WHOLE, "shards": ListOf(SHARD_SCHEMA), "changed": ListOf(WHOLE), "rows": ListOf(TEXT)}
+)
+_MOST_JSON_BYTES: Final = 2 * MOST_INDEX_BYTES  # an index is in it, as text
+_MOST_EXPANSION: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +101,7 @@ class Journal:
         Raises:
             OSError: The folder cannot be read.
         """
-        job = self._read_signed(_JOB)
+        job = self._read_signed(_JOB, _JOB_SCHEMA)
         return job if job is not None and job.pop("journal", None) == _VERSION else None
 
     def has_progress(self) -> bool:
@@ -79,20 +115,26 @@ class Journal:
             "rows": survey.rows_D,
             "signatures": survey.signatures_D,
             "skipped": np.frombuffer(json.dumps(survey.skipped).encode(), np.uint8),
+            "faults": np.frombuffer(json.dumps(survey.faults).encode(), np.uint8),
         }
         self.folder.write(_survey_name(part), _packed(arrays), durable=False)
 
     def survey(self, part: int) -> Survey | None:
         """A finished part of the survey; None if it is not there."""
         arrays = _unpacked(self._read(_survey_name(part)))
-        if arrays is None or arrays["rows"].dtype != ROW_TYPE:
+        if arrays is None:
             return None
-        return Survey(
-            units=UnitTable.from_arrays(arrays),
-            rows_D=arrays["rows"].copy(),
-            skipped=json.loads(arrays["skipped"].tobytes()),
-            signatures_D=arrays["signatures"],
-        )
+        try:
+            found = Survey(
+                units=UnitTable.from_arrays(arrays),
+                rows_D=arrays["rows"].copy(),
+                skipped=parse_json(arrays["skipped"].tobytes(), _COUNTS),
+                signatures_D=arrays["signatures"],
+                faults=tuple(parse_json(arrays["faults"].tobytes(), ListOf(TEXT))),
+            )
+        except (KeyError, ValueError):  # of another bytelm
+            return None
+        return found if found.rows_D.dtype == ROW_TYPE else None
 
     def complete_survey(self, parts: int, skipped: Mapping[str, int]) -> None:
         """Note that the survey is complete.
@@ -105,7 +147,7 @@ class Journal:
 
     def surveyed(self) -> tuple[int, dict[str, int]] | None:
         """Parts and skipped of a survey that is complete; None if it is not."""
-        tree = self._read_signed(_SURVEYED)
+        tree = self._read_signed(_SURVEYED, _SURVEYED_SCHEMA)
         return None if tree is None else (tree["parts"], tree["skipped"])
 
     def write_decision(self, decision: Decision) -> None:
@@ -119,7 +161,7 @@ class Journal:
 
     def decision(self) -> Decision | None:
         """Which pieces are held out; None if that is not noted."""
-        tree = self._read_signed(_DECISION)
+        tree = self._read_signed(_DECISION, _DECISION_SCHEMA)
         if tree is None:
             return None
         held_out = frozenset((document, number) for document, number in tree["held_out"])
@@ -132,7 +174,7 @@ class Journal:
 
     def partition(self, number: int) -> dict[str, Any] | None:
         """What was noted of a finished partition; None if it is not there."""
-        return self._read_signed(_partition_name(number))
+        return self._read_signed(_partition_name(number), _PARTITION_SCHEMA)
 
     def content(self, part: int) -> Path | None:
         """Where content of a part of the survey is kept that is dear to read again; None if there is no disk for it."""
@@ -170,12 +212,14 @@ class Journal:
         except (FileNotFoundError, NotADirectoryError):
             return b""
 
-    def _read_signed(self, name: str) -> dict[str, Any] | None:
+    def _read_signed(self, name: str, schema: Schema) -> dict[str, Any] | None:
         try:
-            tree = json.loads(self._read(name) or b"null")
-        except ValueError:
-            return None
-        if not isinstance(tree, dict) or tree.get("checksum") != _checksum(tree.get("content")):
+            content = self.folder.read_small(name, _MOST_JSON_BYTES)
+            tree = parse_json(content or b"", Fields({"content": ANYTHING, "checksum": TEXT}))
+            if tree["checksum"] != _checksum(tree["content"]):
+                return None
+            schema.check(tree["content"])
+        except (FileNotFoundError, NotADirectoryError, FormError):
             return None
         return tree["content"]
 
@@ -232,8 +276,10 @@ def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def _unpacked(content: bytes) -> dict[str, NDArray[Any]] | None:
     try:
-        with zstandard.ZstdDecompressor().stream_reader(content) as stream:
-            file = io.BytesIO(stream.read())
+        size = zstandard.get_frame_parameters(content).content_size
+        if size > _MOST_EXPANSION * len(content):
+            return None
+        file = io.BytesIO(zstandard.ZstdDecompressor().decompress(content, max_output_size=1))
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (zstandard.ZstdError, zipfile.BadZipFile, ValueError, EOFError, KeyError):

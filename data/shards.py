@@ -6,6 +6,7 @@
       train-00000.zst …           shards, each of one split
       validation-00000.zst …
       documents-00000.xxh128 …    digests of the documents that an ingestion has put in, 16 bytes each
+      documents-00000.files.zst … which files they come from
 
 A reader opens what the index names and nothing else; a folder without an index is no corpus, whatever lies in it.
 The folder may be one of this machine or lie behind an address such as ``s3://bucket/corpus``.
@@ -25,14 +26,17 @@ from bytelm.data.index import (
     DIGEST_BYTES,
     DIGESTS_NAME,
     INDEX,
+    MOST_INDEX_BYTES,
     REMEDY,
     SHARD_NAME,
     Count,
     DigestEntry,
+    FilesEntry,
     Index,
     Ingestion,
     ShardEntry,
     fingerprint_of,
+    too_large,
 )
 from bytelm.data.shard_file import RangeReader, ShardReader
 from bytelm.data.storage import Folder, StoredFile, folder_at
@@ -99,7 +103,7 @@ class Corpus(Index):
         """
         folder = address if isinstance(address, Folder) else folder_at(address)
         try:
-            content = folder.read(INDEX)
+            content = folder.read_small(INDEX, MOST_INDEX_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CorpusError(
                 f"no corpus at {folder.address}: it {_lack(folder)}; make one with bytelm ingest SRC --out DIR"
@@ -108,6 +112,8 @@ class Corpus(Index):
             raise CorpusError(
                 f"cannot read {folder.address}/{INDEX}: {error.strerror or error}; check the disk and the permissions"
             ) from error
+        if content is None:
+            raise too_large(f"{folder.address}/{INDEX}")
         index = Index.from_text(content, f"{folder.address}/{INDEX}")
         return cls.of(index, folder, cache=cache)
 
@@ -181,10 +187,29 @@ class Corpus(Index):
         """
         place = f"{self.folder.address}/{entry.name}"
         try:
-            content = self.folder.read(entry.name)
+            content = self.folder.read_small(entry.name, entry.documents * DIGEST_BYTES)
         except OSError as error:
             raise CorpusError(f"cannot read {place}: {error.strerror or error}; {REMEDY}") from error
-        if len(content) != entry.documents * DIGEST_BYTES or xxhash.xxh3_128_hexdigest(content) != entry.hash:
+        if (
+            content is None
+            or len(content) != entry.documents * DIGEST_BYTES
+            or xxhash.xxh3_128_hexdigest(content) != entry.hash
+        ):
+            raise CorpusError(f"{place} is damaged; {REMEDY}")
+        return content
+
+    def files_of(self, entry: FilesEntry) -> bytes:
+        """What says which files documents come from; see ``bytelm.data.file_names``.
+
+        Raises:
+            CorpusError: It is missing or damaged.
+        """
+        place = f"{self.folder.address}/{entry.name}"
+        try:
+            content = self.folder.read_small(entry.name, entry.packed_bytes)
+        except OSError as error:
+            raise CorpusError(f"cannot read {place}: {error.strerror or error}; {REMEDY}") from error
+        if content is None or len(content) != entry.packed_bytes or xxhash.xxh3_128_hexdigest(content) != entry.hash:
             raise CorpusError(f"{place} is damaged; {REMEDY}")
         return content
 

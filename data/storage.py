@@ -56,6 +56,19 @@ class Folder(ABC):
             OSError: It cannot be read.
         """
 
+    def read_small(self, name: str, most_bytes: int) -> bytes | None:
+        """All bytes of a file, or None where there are too many; it is asked how many before any is read.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            OSError: It cannot be read.
+        """
+        size = self.size(name)
+        if size > most_bytes:
+            return None
+        # A device says that it has no bytes, and may never end.
+        return self.read(name) if size else self.read_range(name, 0, 1)
+
     @abstractmethod
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """Some bytes of a file; fewer where it ends before ``offset + length``.

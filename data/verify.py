@@ -131,7 +131,7 @@ def _disagreements(reader: ShardReader, entry: ShardEntry) -> Iterator[str]:
 
 
 def _unnamed(corpus: Corpus) -> tuple[str, ...]:
-    named = {INDEX, *(entry.name for entry in corpus.all_shards), *(entry.name for entry in corpus.digests)}
+    named = {INDEX, *(entry.name for entry in (*corpus.all_shards, *corpus.digests, *corpus.files))}
     return tuple(name for name in corpus.folder.names() if name not in named)
 
 
@@ -139,5 +139,10 @@ def _damages_of_digests(corpus: Corpus) -> Iterator[Damage]:
     for entry in corpus.digests:
         try:
             corpus.digests_of(entry)
+        except CorpusError as error:
+            yield Damage(entry.name, str(error))
+    for entry in corpus.files:
+        try:
+            corpus.files_of(entry)
         except CorpusError as error:
             yield Damage(entry.name, str(error))

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from bytelm.data.index import DIGESTS_NAME, SHARD_NAME
+from bytelm.data.index import DIGESTS_NAME, FILES_NAME, SHARD_NAME
 from bytelm.data.journal import JOURNAL
 from bytelm.data.pack import PART
 from bytelm.data.storage import Folder
@@ -22,7 +22,7 @@ from bytelm.files import refusals_named
 
 _LOCK: Final = ".ingest.lock"
 _FILE: Final = re.compile(rf"(?:{SHARD_NAME.pattern})(?:{re.escape(PART)})?")
-_DIGESTS: Final = re.compile(DIGESTS_NAME.pattern)
+_OF_DOCUMENTS: Final = (DIGESTS_NAME, FILES_NAME)
 _BESIDE: Final = re.compile(rf"\..+\.\d+{re.escape(PART)}")
 """Files that were not renamed any more."""
 
@@ -78,12 +78,12 @@ def check_foreign(folder: Folder) -> None:
 
 def is_ours(name: str) -> bool:
     """Whether an ingestion may have written a file of this name; the index is no such file."""
-    return bool(_FILE.fullmatch(name) or _DIGESTS.fullmatch(name) or _BESIDE.fullmatch(name))
+    return any(pattern.fullmatch(name) for pattern in (_FILE, *_OF_DOCUMENTS, _BESIDE))
 
 
 def free_number(names: Iterable[str]) -> int:
     """The first number above those of all shards and digests among some files."""
-    found = [SHARD_NAME.match(name) or DIGESTS_NAME.match(name) for name in names]
+    found = [_numbered(name) for name in names]
     return max((int(match["number"]) for match in found if match), default=-1) + 1
 
 
@@ -100,10 +100,14 @@ def remove_ours(folder: Folder, *, from_number: int = 0, keep: Collection[str] =
         StorageError: The disk or the server refuses.
     """
     for name in folder.names():
-        match = SHARD_NAME.match(name) or DIGESTS_NAME.match(name)
+        match = _numbered(name)
         stays = name in keep or (match and int(match["number"]) < from_number) or (only_parts and not _is_part(name))
         if is_ours(name) and not stays:
             folder.remove(name)
+
+
+def _numbered(name: str) -> re.Match[str] | None:
+    return next((match for pattern in (SHARD_NAME, *_OF_DOCUMENTS) if (match := pattern.match(name))), None)
 
 
 def _is_part(name: str) -> bool:

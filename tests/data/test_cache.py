@@ -1,11 +1,13 @@
 """The cache of remote shards: what it spares, what it costs at most, and what it does with damage."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bytelm.data import cache
 from bytelm.data.cache import BlockCache, CachedFile, cache_folder
 from bytelm.data.ingest import ingest
 from bytelm.data.loader import WindowLoader
@@ -128,3 +130,15 @@ def test_damage_in_the_cache_is_fetched_again_and_damage_at_its_origin_is_an_err
 def test_the_cache_lies_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "bytelm" / "shards"
+
+
+def test_parts_that_killed_processes_left_in_the_cache_go(tmp_path: Path) -> None:
+    old, new = tmp_path / f".x.1.1{cache._PART}", tmp_path / f".y.1.1{cache._PART}"
+    for part in (old, new):
+        part.write_bytes(b"part")
+    long_ago = time.time() - 2 * cache._DEAD_AFTER_S
+    os.utime(old, (long_ago, long_ago))
+    BlockCache(tmp_path, 1 << 30).write("block", b"content")
+    assert not old.exists()
+    assert new.exists()
+    assert (tmp_path / "block").read_bytes() == b"content"

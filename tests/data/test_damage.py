@@ -32,19 +32,23 @@ def loader_of(corpus: Corpus, **changes: Any) -> WindowLoader:
 
 
 def read_all(folder: Path) -> tuple[list[bytes], bytes, list[bytes]]:
-    """Everything that a corpus gives: pieces, digests, and the windows of an epoch."""
+    """Everything that a corpus gives: pieces, digests, names of files, and the windows of an epoch."""
     corpus = Corpus.open(folder)
     pieces = [repr(piece).encode() for split in corpus.splits for piece in corpus.pieces(split)]
     with loader_of(corpus) as loader:
         batches = [next(loader) for _ in range(loader.windows_per_epoch // B)]
     windows = [repr((batch.windows_BW.tolist(), batch.rows_N, batch.offsets_N)).encode() for batch in batches]
-    return pieces, corpus.read_digests(), windows
+    return pieces, corpus.read_digests() + b"".join(map(corpus.files_of, corpus.files)), windows
 
 
 def damaged_files(folder: Path, count: int, seed: int) -> Iterator[Path]:
     """Every file that the index names, and the index, with a flipped bit or cut off, one at a time."""
     corpus = Corpus.open(folder)
-    names = [INDEX, *(shard.name for shard in corpus.all_shards), *(entry.name for entry in corpus.digests)]
+    names = [
+        INDEX,
+        *(shard.name for shard in corpus.all_shards),
+        *(entry.name for entry in (*corpus.digests, *corpus.files)),
+    ]
     chance = random.Random(seed)
     for number in range(count):
         path = folder / names[number % len(names)]

@@ -301,7 +301,7 @@ def test_standard_input_is_kept_for_resuming(sources: list[str], tmp_path: Path)
 def test_stop_may_become_skip_but_not_the_other_way(sources: list[str], tmp_path: Path) -> None:
     out = tmp_path / "corpus"
     interrupted(sources, out, on_error="skip")
-    with pytest.raises(ConfigError, match="on_error was 'skip' and is now 'stop'"):
+    with pytest.raises(ConfigError, match="on_error was 'skip' and is now 'named'"):
         ingest(sources, out, resume=True, **WORDS)
     ingest(sources, out, resume=True, on_error="skip", **WORDS)
     interrupted(sources, tmp_path / "other")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bytelm.data import index
 from bytelm.data.shards import INDEX, Corpus
 from bytelm.errors import CorpusError, ShardError
 
@@ -81,6 +82,60 @@ def test_a_flipped_bit_anywhere_in_the_index_is_refused(make_corpus: MakeCorpus)
         place.write_bytes(flipped)
         with pytest.raises(CorpusError, match=INDEX):
             Corpus.open(corpus.path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("frame_bytes",), "many", r'frame_bytes: "many" is no whole number'),
+        (("frame_bytes",), 0, r"frame_bytes: 0 is not within"),
+        (("frame_bytes",), 10**30, r"frame_bytes: 1\d+ is not within"),
+        (("shards", 0, "raw_bytes"), -1, r"shards\[0\]\.raw_bytes: -1 is not within"),
+        (("shards", 0, "raw_bytes"), 1.5, r"shards\[0\]\.raw_bytes: 1\.5 is no whole number"),
+        (("shards", 0, "kinds"), [], r"shards\[0\]\.kinds: \[\] is no object"),
+        (("shards", 0, "more"), 1, r"shards\[0\]\.more: it is unknown here"),
+        (("shards",), [], r"shards: it has 0 values"),
+        (("split", "fraction"), 7, r"split\.fraction: 7 is not within"),
+        (("ingestions", 0, "skipped"), {"empty": 3}, r"ingestions\[0\]\.skipped\.empty: 3 is no object"),
+        (("ingestions", 0, "settings"), {}, r"ingestions\[0\]\.settings\.validation_fraction: it is missing"),
+        (("kinds",), "text", r"kinds: \"text\" is no list"),
+    ],
+)
+def test_an_index_that_makes_no_sense_is_refused_though_its_checksum_holds(
+    make_corpus: MakeCorpus, path: tuple[str | int, ...], value: object, message: str
+) -> None:
+    corpus = make_corpus(DOCUMENTS)
+    place = corpus.path / INDEX
+    tree = json.loads(place.read_bytes())
+    del tree["checksum"]
+    inner = tree
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    place.write_bytes(index._text({**tree, "checksum": index._checksum(tree)}))
+    with pytest.raises(CorpusError, match=rf"index\.json is damaged: {message}.*; ingest the sources again"):
+        Corpus.open(corpus.path)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": NaN}', b'{"a": 1e999}', b"9" * 5000, b"\xff", b"", b"3"])
+def test_what_is_no_index_at_all_is_one_line(make_corpus: MakeCorpus, content: bytes) -> None:
+    corpus = make_corpus(DOCUMENTS)
+    (corpus.path / INDEX).write_bytes(content)
+    with pytest.raises(CorpusError, match=r"index\.json is damaged.*; ingest the sources again") as caught:
+        Corpus.open(corpus.path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_index_is_not_read_beyond_its_limit(make_corpus: MakeCorpus) -> None:
+    corpus = make_corpus(DOCUMENTS)
+    with (corpus.path / INDEX).open("r+b") as file:
+        file.truncate(index.MOST_INDEX_BYTES + 1)
+    with pytest.raises(CorpusError, match="more than 256 MiB"):
+        Corpus.open(corpus.path)
+    (corpus.path / INDEX).unlink()
+    (corpus.path / INDEX).symlink_to("/dev/zero")
+    with pytest.raises(CorpusError, match="is damaged"):
+        Corpus.open(corpus.path)
 
 
 def test_a_truncated_index_is_refused(make_corpus: MakeCorpus) -> None:
