@@ -93,7 +93,9 @@ def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, int]]
 
 
 def _sample(sample: Mapping[str, Any]) -> str:
-    about = f"{sample['split']} · {sample['kind']} · {sample['raw_bytes']:,} bytes · {sample['source']}"
+    about = (
+        f"{sample['split']} · {sample['kind']} · {sample['raw_bytes']:,} bytes · {sample['file'] or sample['source']}"
+    )
     if not sample["whole"]:
         about += " · a part of a document"
     more = "…" if sample["raw_bytes"] > sample["shown_bytes"] else ""

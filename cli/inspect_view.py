@@ -189,7 +189,7 @@ def _bytes(found: Mapping[str, Any], terminal: Console) -> RenderableType:
 
 
 def _sample(sample: Mapping[str, Any], terminal: Console) -> RenderableType:
-    about = f"{sample['split']}, {sample['kind']}, {sample['raw_bytes']:,} bytes, {sample['source']}"
+    about = f"{sample['split']}, {sample['kind']}, {sample['raw_bytes']:,} bytes, {sample['file'] or sample['source']}"
     if not sample["whole"]:
         about += ", a part of a document"
     lines = sample["beginning"].expandtabs(4).split("\n")

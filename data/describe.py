@@ -13,7 +13,8 @@ import numpy as np
 import zstandard
 
 from bytelm.data.documents import name_of
-from bytelm.data.index import added_counts
+from bytelm.data.file_names import names_in
+from bytelm.data.index import FILES_NAME, SHARD_NAME, added_counts
 from bytelm.data.kinds import KINDS, group_of
 from bytelm.data.measures import ByteCounts, Lengths, is_utf8
 from bytelm.data.shard_file import PieceTable, ShardReader
@@ -38,6 +39,7 @@ class Sample:
         number: Which of the split's pieces it is.
         kind: Name of its kind.
         source: Name of its source.
+        file: Name of the file that it comes from; None where the corpus does not say.
         raw_bytes: Its length.
         whole: It is a document from beginning to end, and not a part of one.
         beginning: Its first bytes, ``SAMPLE_BYTES`` at most.
@@ -47,6 +49,7 @@ class Sample:
     number: int
     kind: str
     source: str
+    file: str | None
     raw_bytes: int
     whole: bool
     beginning: bytes
@@ -121,13 +124,16 @@ def read_contents(
         found.parts += int((~(table.starts_P & table.ends_P)).sum())
         for frame in _within(frames, frames_before, frame_count):
             on_frame(_count_frame(found.bytes, reader, frame, decompressor))
-        for piece in _within(pieces, pieces_before, entry.pieces):
+        shown = list(_within(pieces, pieces_before, entry.pieces))
+        files = _file_names(corpus, entry) if shown else None
+        for piece in shown:
             found.samples.append(
                 Sample(
                     split=entry.split,
                     number=first_pieces[entry.name] + piece,
                     kind=corpus.kinds[table.kinds_P[piece]],
                     source=sources[table.sources_P[piece]],
+                    file=None if files is None else files[piece],
                     raw_bytes=int(table.lengths_P[piece]),
                     whole=bool(table.starts_P[piece] and table.ends_P[piece]),
                     beginning=_beginning(reader, table, piece, decompressor),
@@ -212,6 +218,7 @@ def content_facts(contents: Contents) -> dict[str, Any]:
                 "piece": sample.number,
                 "kind": sample.kind,
                 "source": sample.source,
+                "file": sample.file,
                 "raw_bytes": sample.raw_bytes,
                 "whole": sample.whole,
                 "shown_bytes": len(sample.beginning),
@@ -274,6 +281,17 @@ def _beginning(reader: ShardReader, table: PieceTable, piece: int, decompressor:
         frame_begin = frame * reader.frame_bytes
         gathered += raw[max(0, begin - frame_begin) : end - frame_begin]
     return bytes(gathered)
+
+
+def _file_names(corpus: Corpus, shard: ShardEntry) -> list[str] | None:
+    """The file of each piece of a shard, if the corpus says it."""
+    number = SHARD_NAME.fullmatch(shard.name)
+    assert number, "the index was checked"
+    for entry in reversed(corpus.files):  # each ingestion has numbers from its first shard on
+        found = FILES_NAME.fullmatch(entry.name)
+        if found and int(found["number"]) <= int(number["number"]):
+            return names_in(corpus.files_of(entry), shard.name, shard.pieces)
+    return None
 
 
 def _first_pieces(entries: Sequence[ShardEntry]) -> dict[str, int]:

@@ -18,38 +18,53 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from bytelm import __version__
 from bytelm.data.documents import name_of
 from bytelm.data.engine import Engine, InThisProcess, Processes
+from bytelm.data.file_names import packed_names, packed_numbers, unpacked_numbers
 from bytelm.data.filters import Filters
-from bytelm.data.index import INDEX, Count, DigestEntry, Index, Ingestion, added_counts
+from bytelm.data.forms import is_archive, is_table
+from bytelm.data.index import INDEX, Count, DigestEntry, FilesEntry, Index, Ingestion, added_counts
 from bytelm.data.ingest_report import IngestProgress, IngestReport
 from bytelm.data.ingest_settings import SHARD_BYTES, VALIDATION_FRACTION, IngestSettings, difference
 from bytelm.data.ingest_start import Mode, Start, begin, files_of, fresh, resumed
 from bytelm.data.ingest_steps import Plan, Progress, Steps, identity_of, plan_all, survey_all, write_all
 from bytelm.data.journal import Journal
-from bytelm.data.kinds import KINDS
+from bytelm.data.kinds import KINDS, group_of
 from bytelm.data.pack import Packed
 from bytelm.data.plan import left_out
 from bytelm.data.shard_file import FRAME_BYTES
 from bytelm.data.shards import Corpus
-from bytelm.data.sources import STANDARD_INPUT, ReadOptions, Skipped, Unit, check_sources, find_units
+from bytelm.data.sources import (
+    STANDARD_INPUT,
+    ReadOptions,
+    Skipped,
+    Unit,
+    check_sources,
+    find_units,
+    shown_path,
+    stdin_form,
+)
 from bytelm.data.split import TRAIN, VALIDATION
 from bytelm.data.storage import Folder, folder_at, is_remote, local_path
 from bytelm.data.survey import KEPT, OnError, Survey
+from bytelm.data.tables import DATASET
 from bytelm.data.workplace import remove_ours, sole_writer
-from bytelm.errors import BytelmError, ConfigError, CorpusError, SourceError
+from bytelm.errors import BytelmError, ConfigError, CorpusError, ShardError, SourceError
 from bytelm.files import refusals_named
 
 __all__ = ["IngestProgress", "IngestReport", "ingest", "is_unfinished", "list_units"]
 
 _COPY_BYTES: Final = 1 << 20
+_MOST_NAMED: Final = 3
 
 
 def ingest(
@@ -60,7 +75,7 @@ def ingest(
     filters: Filters | None = None,
     keep_duplicates: bool = False,
     near_duplicates: float | None = None,
-    on_error: OnError = "stop",
+    on_error: OnError = "named",
     level: int = 9,
     validation_fraction: float | None = None,
     overwrite: bool = False,
@@ -82,7 +97,9 @@ def ingest(
         filters: What documents have to be: size, kind, density. All others are left out and counted.
         keep_duplicates: Keep documents that equal an earlier one of the same ingestion.
         near_duplicates: Leave out documents whose similarity to an earlier one is at least this, 0.3 to 1.
-        on_error: ``stop`` at a source that cannot be read or is damaged, or ``skip`` and count it.
+        on_error: Where something cannot be read or is damaged: ``named`` stops if it was named as a source, and leaves
+            it out if a folder holds it; ``stop`` and ``skip`` do the one or the other. What is left out is counted, and
+            named in the report.
         level: zstd level, 1 to 22.
         validation_fraction: Share of the content that is held out, 0 to 0.5, 0.01 if None; small corpora hold out
             more, see ``bytelm.data.split``. What is appended is split as the corpus was.
@@ -102,7 +119,8 @@ def ingest(
     Raises:
         ConfigError: A setting is out of its range, contradicts another, or is not the one that was begun with.
         SourceError: A source is missing, cannot be read or is damaged, or there is not one byte to ingest.
-        CorpusError: ``out`` holds a corpus, an unfinished ingestion or other files, or another process writes there.
+        CorpusError: ``out`` holds a corpus, an unfinished ingestion or other files, or another process writes there;
+            or what ``resume`` finds finished is not whole.
         StorageError: The disk or the server refuses. A corpus that was at ``out`` before is untouched then, as after
             any failure; what is complete stays for ``resume``.
     """
@@ -138,6 +156,7 @@ def ingest(
                 return _complete_already(folder, settings, asked, begun_s)
         else:
             check_sources(settings.sources, settings.read)
+            _check_field(settings, folder)
             start = fresh(folder, settings, asked, mode or "new")
         journal = Journal(folder)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bytelm-")))
@@ -161,13 +180,21 @@ def ingest(
             plan = plan_all(steps, survey, kept)
             if not plan.partitions:
                 journal.remove()
-                raise _nothing(left_out(survey), start)
+                raise _nothing(left_out(survey), start, survey.faults)
+            if settings.read.field is not None and not _rows_met(survey):
+                journal.remove()
+                raise _no_table(settings.read.field, [survey.units[int(survey.rows_D["unit"][0])].address])
             packed = write_all(steps, survey, plan, kept, progress)
             index, new = _index(start, survey, plan, packed, folder)
             folder.write(INDEX, index.to_text())
         remove_ours(folder, keep=files_of(index))
         journal.remove()
-    return _report(Corpus.of(index, folder), new, index.ingestions[-1].skipped, time.monotonic() - begun_s)
+    return replace(
+        _report(Corpus.of(index, folder), new, index.ingestions[-1].skipped, time.monotonic() - begun_s),
+        faults=survey.faults,
+        largest_binary=_largest_binary(survey),
+        no_rows=_no_rows(survey, settings.read.field),
+    )
 
 
 def is_unfinished(out: Path | str) -> bool:
@@ -194,7 +221,7 @@ def list_units(sources: Sequence[Path | str], out: Path | str, read: ReadOptions
     check_sources(names, read)
     for number, name in enumerate(names):
         if name == STANDARD_INPUT:
-            yield Unit(number, os.fsencode(name), "file", 0)
+            yield Unit(number, os.fsencode(name), stdin_form(read), 0)
         else:
             yield from find_units([name], read, without=identity_of(folder))
 
@@ -291,6 +318,13 @@ def _index(start: Start, survey: Survey, plan: Plan, packed: Sequence[Packed], f
         hash=xxhash.xxh3_128_hexdigest(digests),
     )
     folder.write(entry.name, digests)
+    names = _file_names(start, survey, packed)
+    files = FilesEntry(
+        name=f"documents-{start.first_shard:05d}.files.zst",
+        packed_bytes=len(names),
+        hash=xxhash.xxh3_128_hexdigest(names),
+    )
+    folder.write(files.name, names)
     ingestion = Ingestion(
         made_by=f"bytelm {__version__}",
         settings=start.settings.as_json(),
@@ -306,15 +340,98 @@ def _index(start: Start, survey: Survey, plan: Plan, packed: Sequence[Packed], f
         ingestions=(*(() if base is None else base.ingestions), ingestion),
         kinds=KINDS,
         split_rule=asdict(plan.rule),
+        files=(*(() if base is None else base.files), files),
     )
     return index, new
 
 
-def _nothing(skipped: dict[str, Count], start: Start) -> SourceError:
+def _file_names(start: Start, survey: Survey, packed: Sequence[Packed]) -> bytes:
+    """Which file each piece of each new shard comes from."""
+    units_of_shards: dict[str, NDArray[np.int64]] = {}
+    for part in packed:
+        for shard, rows in zip(part.shards, part.rows, strict=True):
+            numbers = unpacked_numbers(rows, shard.pieces)
+            assert numbers is not None and len(numbers) == shard.pieces, "a row for each piece"
+            units_of_shards[shard.name] = survey.rows_D["unit"][numbers].astype(np.int64)
+    used_F = np.unique(np.concatenate(list(units_of_shards.values())))
+    names = [
+        STANDARD_INPUT if start.settings.sources[unit.source] == STANDARD_INPUT else name_of(os.fsdecode(unit.address))
+        for unit in survey.units.at(used_F)
+    ]
+    return packed_names(
+        names,
+        {name: packed_numbers(np.searchsorted(used_F, units_P)) for name, units_P in units_of_shards.items()},
+    )
+
+
+def _check_field(settings: IngestSettings, folder: Folder) -> None:
+    """See that the column that is asked for can have an effect, before anything is read.
+
+    Raises:
+        SourceError: No source is a table, or may hold one.
+    """
+    field = settings.read.field
+    if field is None:
+        return
+    files: list[bytes] = []
+    for name in settings.sources:
+        if name == STANDARD_INPUT or name.startswith(DATASET):
+            return
+        for found in find_units([name], settings.read, without=identity_of(folder)):
+            if isinstance(found, Unit):
+                if is_table(found.form) or is_archive(found.form) or found.form == "folder":
+                    return
+                files.append(found.address)
+                del files[_MOST_NAMED:]
+    if files:
+        raise _no_table(field, files)
+
+
+def _no_table(field: str, files: Sequence[bytes]) -> SourceError:
+    names = ", ".join(map(shown_path, files[:_MOST_NAMED]))
+    return SourceError(
+        f"field = {field!r} has no effect: no source is a table, such as {names}; leave it out, or name a file that "
+        "ends in .jsonl, .ndjson, .json, .csv, .tsv or .parquet, compressed or not",
+        reason="no_field",
+    )
+
+
+def _rows_met(survey: Survey) -> bool:
+    """Whether a row of any table was met."""
+    return "no_field" in survey.skipped or bool(survey.rows_D["row"].any())
+
+
+def _no_rows(survey: Survey, field: str | None) -> Count | None:
+    """Documents that stay and are no rows of a table, though a column was asked for."""
+    if field is None:
+        return None
+    sizes = survey.rows_D["raw_bytes"][(survey.rows_D["reason"] == KEPT) & (survey.rows_D["row"] == 0)]
+    return Count(len(sizes), int(sizes.sum())) if len(sizes) else None
+
+
+def _largest_binary(survey: Survey) -> tuple[tuple[str, str, int], ...]:
+    """The files with the most binary bytes that stay: name, kind of most of them, bytes."""
+    rows_D = survey.rows_D
+    binary = np.array([group_of(kind) == "binary" for kind in range(len(KINDS))])
+    rows_N = rows_D[(rows_D["reason"] == KEPT) & binary[rows_D["kind"]]]
+    if not len(rows_N):
+        return ()
+    sizes_U = np.bincount(rows_N["unit"], rows_N["raw_bytes"], len(survey.units)).astype(np.int64)
+    largest = np.argsort(-sizes_U, kind="stable")[:_MOST_NAMED]
+    found: list[tuple[str, str, int]] = []
+    for unit in largest[sizes_U[largest] > 0].tolist():
+        here_N = rows_N[rows_N["unit"] == unit]
+        kinds = np.bincount(here_N["kind"], here_N["raw_bytes"], len(KINDS))
+        found.append((name_of(os.fsdecode(survey.units[unit].address)), KINDS[int(kinds.argmax())], int(sizes_U[unit])))
+    return tuple(found)
+
+
+def _nothing(skipped: dict[str, Count], start: Start, faults: Sequence[str] = ()) -> SourceError:
     counts = ", ".join(f"{count.documents} {reason}" for reason, count in skipped.items()) or "no files"
+    first = f"; {faults[0]}" if faults else ""
     if start.base is None:
-        return SourceError(f"nothing to ingest: not one byte was found ({counts})")
-    return SourceError(f"nothing to append: not one byte was found that the corpus does not hold ({counts})")
+        return SourceError(f"nothing to ingest: not one byte was found ({counts}){first}")
+    return SourceError(f"nothing to append: not one byte was found that the corpus does not hold ({counts}){first}")
 
 
 def _complete_already(folder: Folder, settings: IngestSettings, asked: dict[str, Any], begun_s: float) -> IngestReport:
@@ -331,11 +448,36 @@ def _complete_already(folder: Folder, settings: IngestSettings, asked: dict[str,
             f"nothing to resume: {folder.address} holds a finished corpus, and its last ingestion was another one: "
             f"{changed}; choose --append or --overwrite"
         )
+    _see_files(corpus)
     remove_ours(folder, keep=files_of(corpus))  # it may have been killed just before it was done with that
     Journal(folder).remove()
     counts = [Count(source["documents"], source["raw_bytes"]) for source in last.sources]
     new = Count(sum(count.documents for count in counts), sum(count.raw_bytes for count in counts))
     return _report(corpus, new, last.skipped, time.monotonic() - begun_s, was_complete=True)
+
+
+def _see_files(corpus: Corpus) -> None:
+    """See that every file that the index names is there, has its size, and begins and ends as it was written.
+
+    Raises:
+        CorpusError: One is not.
+    """
+    remedy = "it was finished, so --resume has nothing to go on from; make it again with --overwrite"
+    for shard in corpus.all_shards:
+        try:
+            size = corpus.folder.size(shard.name)
+        except OSError as error:
+            raise CorpusError(f"{corpus.folder.address}/{shard.name} is missing or cannot be read; {remedy}") from error
+        if size != shard.packed_bytes:
+            raise CorpusError(
+                f"{corpus.folder.address}/{shard.name} has {size:,} bytes, and the index says {shard.packed_bytes:,}; "
+                f"{remedy}"
+            )
+        try:
+            corpus.open_shard(shard)
+        except ShardError as error:
+            raise CorpusError(f"{error}; {remedy}") from error
+    corpus.read_digests()
 
 
 def _report(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from bytelm.data.documents import name_of
 from bytelm.data.index import Count
+from bytelm.data.kinds import KINDS, group_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,11 @@ class IngestReport:
         split_rule: Name of the rule that decided the splits.
         new: What this ingestion has put in; all of it unless it was appended.
         skipped: What this ingestion left out, by reason.
-        was_complete: It was finished before; nothing was left to do.
+        faults: What could not be read or was damaged and was left out, one line each: a few of each file, so many in
+            all that they can be shown. ``skipped`` counts all.
+        largest_binary: The files with the most binary bytes that were put in: name, kind, bytes.
+        no_rows: Documents that were put in as they are though a column was asked for: they are no rows of a table.
+        was_complete: It was finished before; nothing was left to do, and nothing of the three above is known any more.
         elapsed_s: Seconds from beginning to end.
     """
 
@@ -74,6 +79,18 @@ class IngestReport:
     skipped: dict[str, Count]
     was_complete: bool
     elapsed_s: float
+    faults: tuple[str, ...] = ()
+    largest_binary: tuple[tuple[str, str, int], ...] = ()
+    no_rows: Count | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the corpus's bytes that is text, code and binary; text is everything that is neither of the two."""
+        sizes = {"text": 0, "code": 0, "binary": 0}
+        for name, count in self.kinds.items():
+            group = group_of(KINDS.index(name)) if name in KINDS else "binary"  # of a later bytelm
+            sizes[group if group in sizes else "text"] += count.raw_bytes
+        return {name: size / max(1, self.raw_bytes) for name, size in sizes.items()}
 
     @property
     def ratio(self) -> float:
@@ -91,6 +108,10 @@ class IngestReport:
             **asdict(self),
             "corpus": name_of(self.corpus),
             "ratio": round(self.ratio, 4),
+            "shares": {name: round(share, 6) for name, share in self.shares.items()},
+            "largest_binary": [
+                {"file": name, "kind": kind, "raw_bytes": raw_bytes} for name, kind, raw_bytes in self.largest_binary
+            ],
             "elapsed_s": round(self.elapsed_s, 3),
             "bytes_per_second": round(self.bytes_per_second),
         }

@@ -302,7 +302,7 @@ def _blocks(found: Document | SourceError, on_error: OnError) -> Iterator[bytes]
             raise found
         yield from found.blocks()
     except SourceError:
-        if on_error == "stop":
+        if on_error != "skip":
             raise
         # Whoever writes it finds that, too, and leaves it out.
 

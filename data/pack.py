@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bytelm.data.documents import BLOCK_BYTES, Document
+from bytelm.data.file_names import packed_numbers
 from bytelm.data.frame_packer import FramePacker
 from bytelm.data.index import DIGEST_BYTES, Count, ShardEntry
 from bytelm.data.journal import Journal
@@ -103,11 +104,13 @@ class Packed:
         number: Which one.
         shards: Its shards, in their places.
         changed: Rows of documents that were left out because they had changed.
+        rows: For each shard the row of the document of each piece, as ``packed_numbers``.
     """
 
     number: int
     shards: tuple[ShardEntry, ...]
     changed: tuple[int, ...]
+    rows: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -116,7 +119,8 @@ class Packed:
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "Packed":
         """What ``as_json`` was called on."""
-        return cls(tree["number"], tuple(map(ShardEntry.from_json, tree["shards"])), tuple(tree["changed"]))
+        shards = tuple(map(ShardEntry.from_json, tree["shards"]))
+        return cls(tree["number"], shards, tuple(tree["changed"]), tuple(tree["rows"]))
 
 
 def pack(job: PackJob, tell: Tell) -> list[Packed]:
@@ -182,13 +186,13 @@ class _Partitions:
             changed: set[int] = set()
             while True:
                 try:
-                    shards = self._write(partition, documents, changed)
+                    shards, rows_of_shards = self._write(partition, documents, changed)
                     break
                 except _Changed as found:
                     changed.add(found.row)
                     documents = self._documents_from(partition.begin - self._first_row)
             rows = tuple(row + self._first_row for row in sorted(changed))
-            packed.append(Packed(partition.number, tuple(shards), rows))
+            packed.append(Packed(partition.number, tuple(shards), rows, tuple(rows_of_shards)))
             if partition is not self._job.partitions[-1]:
                 complete(self._settings.folder, packed[-1])
         return packed
@@ -199,8 +203,11 @@ class _Partitions:
 
     def _write(
         self, partition: Partition, documents: "Iterator[tuple[int, Document | SourceError]]", changed: set[int]
-    ) -> list[ShardEntry]:
-        """The shards of a partition; documents whose rows are, or come to be, in ``changed`` are not in them."""
+    ) -> tuple[list[ShardEntry], list[str]]:
+        """The shards of a partition, and the rows of each as in ``Packed``.
+
+        Documents whose rows are, or come to be, in ``changed`` are not in them.
+        """
         reasons = self._job.rows_D["reason"][partition.begin - self._first_row : partition.end - self._first_row]
         both = [
             _Series(self._settings, split, partition.first_shard, self._scratch, self._packer)
@@ -224,7 +231,7 @@ class _Partitions:
                             self._tell(untold_documents, untold_bytes, train.packed_bytes + validation.packed_bytes)
                             untold_documents = untold_bytes = 0
                 except SourceError:
-                    if self._settings.on_error == "stop":
+                    if self._settings.on_error != "skip":
                         raise
                     changed.add(row)  # not a byte of it has been given
             for series in both:
@@ -237,7 +244,7 @@ class _Partitions:
             raise
         self._tell(untold_documents, untold_bytes, train.packed_bytes + validation.packed_bytes)
         self._told = NOTHING
-        return [*train.entries, *validation.entries]
+        return [*train.entries, *validation.entries], [*train.rows, *validation.rows]
 
     def _pieces(self, row: int, found: Document | SourceError) -> Iterator[CutPiece]:
         if isinstance(found, SourceError):
@@ -270,7 +277,7 @@ class _Partitions:
             if given != size or hasher.digest() != digest:
                 raise vanished(document.name)
         except SourceError as error:
-            if self._settings.on_error == "stop":
+            if self._settings.on_error != "skip":
                 raise
             raise _Changed(row) from error
 
@@ -302,7 +309,9 @@ class _Series:
         self._expected = (-1, -1)  # document and number of the piece that would go on where the last one ended
         self._kinds: dict[int, list[int]] = {}
         self._closed_bytes = 0
+        self._rows: list[int] = []
         self.entries: list[ShardEntry] = []
+        self.rows: list[str] = []
 
     @property
     def packed_bytes(self) -> int:
@@ -328,6 +337,8 @@ class _Series:
         except OSError as error:
             with refusals_named(self._part):
                 raise error
+        if (document, number) != self._expected:
+            self._rows.append(document)
         self._expected = (document, number + 1)
         if writer.raw_bytes < self._settings.shard_bytes:
             return
@@ -345,6 +356,8 @@ class _Series:
         self._settings.folder.put(self._part, self._name)
         kinds = {KINDS[kind]: Count(*counts) for kind, counts in sorted(self._kinds.items())}
         self.entries.append(ShardEntry(name=self._name, split=self._split, **asdict(summary), kinds=kinds))
+        self.rows.append(packed_numbers(self._rows))
+        self._rows = []
         self._closed_bytes += summary.packed_bytes
         self._file = self._writer = None
         self._expected = (-1, -1)

@@ -12,8 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Lowest row first. A module imports only from rows before its own.
 ROWS: list[set[str]] = [
-    {"bytelm.errors", "bytelm.sandbox_inside", "bytelm.data.frame_packer", "bytelm.engine.build"},
-    {"bytelm.utf8", "bytelm.vocab", "bytelm.engine.library"},
+    {
+        "bytelm.errors",
+        "bytelm.hub",
+        "bytelm.names",
+        "bytelm.sandbox_inside",
+        "bytelm.data.frame_packer",
+        "bytelm.engine.build",
+    },
+    {"bytelm.bounded_reading", "bytelm.utf8", "bytelm.vocab", "bytelm.engine.handles", "bytelm.engine.library"},
+    {"bytelm.own_files"},
     {
         "bytelm.engine.interface",
         "bytelm.files",
@@ -33,7 +41,6 @@ ROWS: list[set[str]] = [
         "bytelm.uncompiled",
         "bytelm.utf8_automaton",
         "bytelm.data.documents",
-        "bytelm.data.index",
         "bytelm.data.kinds",
         "bytelm.data.measures",
         "bytelm.data.order",
@@ -44,23 +51,35 @@ ROWS: list[set[str]] = [
         "bytelm.data.duplicates",
         "bytelm.data.workers",
         "bytelm.cli.console",
-        "bytelm.cli.grouped_help",
         "bytelm.cli.interrupt",
         "bytelm.cli.quick_command",
         "bytelm.cli.quantities",
     },
+    {"bytelm.engine.model"},
+    {"bytelm.engine.session"},
+    {"bytelm.engine.decoder"},
     {
         "bytelm.device",
         "bytelm.engine",
         "bytelm.shipped",
+        "bytelm.data.clutter",
         "bytelm.data.compression",
+        "bytelm.data.file_names",
+        "bytelm.data.index",
         "bytelm.data.path_filter",
         "bytelm.data.engine",
         "bytelm.data.storage",
     },
     {"bytelm.task_data", "bytelm.engine.weights"},
     {"bytelm.programs"},
-    {"bytelm.data.cache", "bytelm.data.filters", "bytelm.data.ingest_report"},
+    {
+        "bytelm.data.cache",
+        "bytelm.data.filters",
+        "bytelm.data.forms",
+        "bytelm.data.ingest_report",
+        "bytelm.data.table_rows",
+    },
+    {"bytelm.data.csv_rows", "bytelm.data.json_rows"},
     {"bytelm.data.addresses", "bytelm.data.archives", "bytelm.data.tables", "bytelm.data.walk"},
     {"bytelm.data.kept_content", "bytelm.data.reading"},
     {
@@ -83,7 +102,7 @@ ROWS: list[set[str]] = [
     {"bytelm.data.pack"},
     {"bytelm.data.ingest_steps", "bytelm.data.workplace"},
     {"bytelm.data.ingest_start"},
-    {"bytelm.attention_blocks"},
+    {"bytelm.attention_blocks", "bytelm.muon"},
     {"bytelm.attention_flex", "bytelm.attention_torch", "bytelm.attention_xformers"},
     {
         "bytelm.attention",
@@ -105,7 +124,7 @@ ROWS: list[set[str]] = [
     {"bytelm.pairs"},
     {"bytelm.drafting"},
     {"bytelm.generation"},
-    {"bytelm.outlet", "bytelm.decoding.plan"},
+    {"bytelm.arguments", "bytelm.outlet", "bytelm.decoding.plan"},
     {
         "bytelm.compiling",
         "bytelm.loss",
@@ -154,8 +173,17 @@ ROWS: list[set[str]] = [
     {"bytelm.comparison_page"},
     {"bytelm.quickstart"},
     {"bytelm.cli.inspect_page", "bytelm.cli.inspect_view"},
+    {"bytelm.cli.early"},
+    {"bytelm.cli.command", "bytelm.cli.usage"},
+    {"bytelm.cli.grouped_help"},
     {"bytelm.cli.dashboard"},
-    {"bytelm.cli.doctor", "bytelm.cli.dry_run", "bytelm.cli.generate_view", "bytelm.cli.generation_json"},
+    {
+        "bytelm.cli.completion",
+        "bytelm.cli.doctor",
+        "bytelm.cli.dry_run",
+        "bytelm.cli.generate_view",
+        "bytelm.cli.generation_json",
+    },
     {"bytelm.cli.generate_many"},
     {
         "bytelm.cli.ingest",
@@ -170,6 +198,7 @@ ROWS: list[set[str]] = [
     {"bytelm.cli.inspect", "bytelm.cli.quickstart", "bytelm.cli.tune"},
     {"bytelm.cli.app"},
     {"bytelm.cli.__main__"},
+    {"bytelm.__main__"},
 ]
 PACKAGES = {"bytelm", "bytelm.data", "bytelm.cli", "bytelm.decoding"}
 """Packages whose own module holds no code; that of bytelm.engine does, and has a row."""

@@ -54,7 +54,7 @@ def test_what_is_appended_comes_behind_what_is_there(tmp_path: Path) -> None:
     assert sorted(b"".join(piece.data for piece in pieces)) == sorted(b"".join([*first, *second[3:]]))
     assert {piece.source for piece in pieces} == {0, 1}
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [INDEX, *(file.name for file in (*corpus.all_shards, *corpus.digests))]
+        [INDEX, *(file.name for file in (*corpus.all_shards, *corpus.digests, *corpus.files))]
     )
 
 

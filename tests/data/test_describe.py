@@ -1,7 +1,9 @@
 """What a corpus is said to hold is what it holds; a part of it is read, evenly spread, and the rest is left alone."""
 
+import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.data.describe import SAMPLE_BYTES, content_facts, index_facts, read_contents, spread
+from bytelm.data.file_names import names_in, packed_names, packed_numbers, unpacked_numbers
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
 from bytelm.errors import CorpusError
@@ -128,3 +131,50 @@ def test_places_are_spread_evenly(count: int, wanted: int | None, seed: int | No
     assert len(places) == number
     assert places == sorted(set(places))
     assert all(n * count // number <= place < (n + 1) * count // number for n, place in enumerate(places))
+
+
+def test_samples_name_the_files_that_they_come_from_parts_of_documents_too(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    files = tmp_path / "files"
+    files.mkdir()
+    kept: dict[str, bytes] = {}
+    for number in range(12):
+        data = b"".join(b"%d %x\n" % (number, chance.getrandbits(60)) for _ in range(400))
+        kept[str(files / f"{number}.txt")] = data
+        (files / f"{number}.txt").write_bytes(data)
+    (files / "copy.txt").write_bytes(kept[str(files / "3.txt")])
+    ingest([files], tmp_path / "corpus", validation_fraction=0.2, shard_bytes=20_000, workers=1)
+    (files / "late.txt").write_bytes(b"late words\n" * 300)
+    kept[str(files / "late.txt")] = b"late words\n" * 300
+    ingest([files], tmp_path / "corpus", append=True, workers=1)
+    corpus = Corpus.open(tmp_path / "corpus")
+    found = read_contents(corpus, corpus.splits, samples=1000)
+    assert found.parts > 5
+    assert len(found.samples) == found.lengths.pieces
+    for sample in found.samples:
+        assert sample.file is not None
+        assert sample.beginning in kept[sample.file]
+    assert {sample.file for sample in found.samples} == set(kept)
+
+
+def test_a_corpus_that_names_no_files_is_described_all_the_same(make_corpus: MakeCorpus) -> None:
+    corpus = make_corpus([b"one" * 50, b"two" * 50])
+    old = replace(corpus, files=())
+    (corpus.path / corpus.files[0].name).unlink()
+    assert [sample.file for sample in read_contents(old, old.splits, samples=2).samples] == [None, None]
+
+
+def test_names_of_files_come_back_and_nothing_else_does() -> None:
+    for numbers in ([], [0], [0, 0, 5, 2**40]):
+        packed = packed_numbers(numbers)
+        found = unpacked_numbers(packed, 4)
+        assert found is not None
+        assert found.tolist() == numbers
+    assert unpacked_numbers(packed_numbers(range(100)), 99) is None
+    assert unpacked_numbers("no base64!", 9) is None
+    content = packed_names(["a", "b"], {"train-00000.zst": packed_numbers([0, 1, 1])})
+    assert names_in(content, "train-00000.zst", 3) == ["a", "b", "b"]
+    assert names_in(content, "train-00000.zst", 2) is None
+    assert names_in(content, "train-00001.zst", 3) is None
+    assert names_in(content[:-1], "train-00000.zst", 3) is None
+    assert names_in(packed_names(["a"], {"t": packed_numbers([0, 1])}), "t", 2) is None

@@ -1,12 +1,15 @@
 """Ingestion: everything or nothing, and the same corpus from the same files."""
 
 import contextlib
+import gzip
 import io
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -18,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytelm.data import table_rows, tables
 from bytelm.data.engine import InThisProcess, Processes
 from bytelm.data.filters import Filters
 from bytelm.data.ingest import IngestProgress, ingest, is_unfinished, list_units
@@ -68,7 +72,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def named(out: Path) -> list[str]:
     """What a folder with nothing but a corpus holds."""
     corpus = Corpus.open(out)
-    return sorted([INDEX, *(file.name for file in (*corpus.all_shards, *corpus.digests))])
+    return sorted([INDEX, *(file.name for file in (*corpus.all_shards, *corpus.digests, *corpus.files))])
 
 
 @settings(deadline=None, max_examples=40)
@@ -232,12 +236,147 @@ def test_a_failure_before_anything_is_complete_leaves_nothing_behind(files: Path
 
 def test_sources_are_found_wrong_before_a_byte_is_written(files: Path, tmp_path: Path) -> None:
     (files / "bad.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\x03rubbish")
-    with pytest.raises(SourceError, match=r"bad\.gz"):
-        ingest([files], tmp_path / "corpus")
-    assert not (tmp_path / "corpus").exists()
-    report = ingest([files], tmp_path / "corpus", on_error="skip")
-    assert report.documents == 20
+    cases: list[tuple[list[Path], dict[str, Any]]] = [
+        ([files], {"on_error": "stop"}),
+        ([files, files / "bad.gz"], {}),
+    ]
+    for sources, words in cases:
+        with pytest.raises(SourceError, match=r"bad\.gz"):
+            ingest(sources, tmp_path / "corpus", **words)
+        assert not (tmp_path / "corpus").exists()
+
+
+@pytest.mark.parametrize("on_error", ["named", "skip"])
+def test_what_is_damaged_in_a_folder_is_left_out_counted_and_named(files: Path, tmp_path: Path, on_error: Any) -> None:
+    (files / "bad.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\x03rubbish")
+    (files / "recursion.tar").write_bytes(b"x/".ljust(100, b"\0") + bytes(412))
+    report = ingest([files], tmp_path / "corpus", on_error=on_error)
+    assert report.documents == 21  # what is no archive is taken as it is
     assert report.skipped["damaged"].documents == 1
+    (fault,) = report.faults
+    assert "bad.gz' is damaged" in fault
+    assert report.as_json()["faults"] == (fault,)
+
+
+def test_every_row_that_is_whole_is_taken_and_every_other_is_counted(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"row {number}"}).encode() for number in range(1000)]
+    bad = {
+        3: lines[3][:9],
+        400: b'{"text": "caf\xe9"}',
+        500: rb'{"text": "half \ud800"}',
+        600: b'{"text": "\x01"}',
+        999: b"\0",
+    }
+    stored = b"\n".join(bad.get(number, line) for number, line in enumerate(lines))
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            member = tarfile.TarInfo(name)
+            member.size = len(stored)
+            archive.addfile(member, io.BytesIO(stored))
+    places = {"a.jsonl": stored, "b.ndjson.gz": gzip.compress(stored), "c.tgz": content.getvalue()}
+    for name, packed in places.items():
+        (tmp_path / name).write_bytes(packed)
+        out = tmp_path / f"{name}-corpus"
+        report = ingest(
+            [tmp_path / name],
+            out,
+            read=ReadOptions(field="text"),
+            on_error="skip",
+            keep_duplicates=True,
+            validation_fraction=0,
+            level=1,
+        )
+        times = 2 if name == "c.tgz" else 1
+        assert {reason: count.documents for reason, count in report.skipped.items()} == {"damaged": 5 * times}
+        whole = [f"row {number}".encode() for number in range(1000) if number not in bad]
+        assert list(Corpus.open(out).documents("train")) == whole * times
+        assert len(report.faults) == 3  # a few of each file
+        with pytest.raises(SourceError, match="its line 4 is not JSON"):
+            ingest([tmp_path / name], tmp_path / "stopped", read=ReadOptions(field="text"))
+
+
+def test_rows_behind_a_bad_row_are_read_in_every_part_of_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "PART_BYTES", 4000)
+    monkeypatch.setattr(table_rows, "MOST_ROW_BYTES", 1000)
+    lines = [json.dumps({"text": f"row {number}"}) for number in range(1000)]
+    lines[500], lines[700] = '{"text": "cut', json.dumps({"text": "x" * 9000})
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    words: dict[str, Any] = {"read": ReadOptions(field="text"), "validation_fraction": 0, "level": 1, "workers": 1}
+    report = ingest([tmp_path / "a.jsonl"], tmp_path / "corpus", on_error="skip", **words)
+    assert report.documents == 998
+    assert report.skipped["damaged"].documents == 2
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.arrow", "a.json"])
+def test_a_field_that_meets_no_table_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'{"other": "nothing"}\n')
+    with pytest.raises(SourceError, match=rf"field = 'text' has no effect: no source is a table, such as '.*{name}'"):
+        ingest([tmp_path / name], tmp_path / "corpus", read=ReadOptions(field="text"))
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_what_is_no_table_beside_one_is_told(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "a.jsonl").write_bytes(b'{"text": "row"}')
+    (files / "b.txt").write_bytes(b"no row")
+    report = ingest([files], tmp_path / "corpus", read=ReadOptions(field="text"))
+    assert report.no_rows == Count(1, 6)
+    assert ingest([files], tmp_path / "plain").no_rows is None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_wrong_column_is_refused_with_those_there_are(tmp_path: Path, name: str) -> None:
+    rows = [{"id": number, "text": f"row {number}"} for number in range(5)]
+    table = "id,text\n1,a\n" if name == "a.csv" else "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(table)
+    message = rf"{name}' has no field 'txt', but 'id', 'text'; name one of these"
+    with pytest.raises(SourceError, match=message):
+        ingest([tmp_path / name], tmp_path / "corpus", read=ReadOptions(field="txt"))
+    (tmp_path / "files").mkdir()
+    (tmp_path / name).rename(tmp_path / "files" / name)
+    with pytest.raises(SourceError, match=rf"not one byte was found \(\d+ no_field\); .*{message}"):
+        ingest([tmp_path / "files"], tmp_path / "corpus", read=ReadOptions(field="txt"))
+
+
+def test_standard_input_is_a_table_where_a_field_is_asked_for(tmp_path: Path) -> None:
+    stdin = io.BytesIO(b'{"text": "one"}\n{"text": "two"}\n')
+    ingest(["-"], tmp_path / "corpus", read=ReadOptions(field="text"), validation_fraction=0, stdin=stdin)
+    assert list(Corpus.open(tmp_path / "corpus").documents("train")) == [b"one", b"two"]
+
+
+def test_shares_and_the_largest_binary_files_are_told(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "a.py").write_bytes(b"import os\n" * 10)
+    (files / "a.txt").write_bytes(b"words\n" * 50)
+    for number in range(5):
+        (files / f"{number}.bin").write_bytes(bytes(range(256)) * (number + 1))
+    report = ingest([files], tmp_path / "corpus")
+    assert report.raw_bytes == 100 + 300 + 15 * 256
+    assert report.shares == {
+        name: size / report.raw_bytes for name, size in (("text", 300), ("code", 100), ("binary", 3840))
+    }
+    assert report.largest_binary == tuple((str(files / f"{n}.bin"), "binary", 256 * (n + 1)) for n in (4, 3, 2))
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "other"])
+def test_resume_of_a_finished_corpus_looks_at_its_shards(files: Path, tmp_path: Path, damage: str) -> None:
+    words: dict[str, Any] = {"validation_fraction": 0, "level": 1}
+    ingest([files], tmp_path / "corpus", **words)
+    (tmp_path / "corpus" / ".index.json.1.part").touch()
+    assert ingest([files], tmp_path / "corpus", resume=True, **words).was_complete
+    assert not (tmp_path / "corpus" / ".index.json.1.part").exists()
+    place = tmp_path / "corpus" / "train-00000.zst"
+    content = place.read_bytes()
+    place.unlink()
+    if damage != "gone":
+        place.write_bytes(content[:-1] if damage == "shorter" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorpusError, match=r"train-00000\.zst.*; make it again with --overwrite"):
+        ingest([files], tmp_path / "corpus", resume=True, **words)
 
 
 @pytest.mark.parametrize("size", [100, 3 << 20])
