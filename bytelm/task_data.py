@@ -9,11 +9,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from bytelm.data.compression import COMPRESSIONS, MAGIC_BYTES, decompress, fits
+from bytelm.bounded_reading import read_bounded
+from bytelm.data.compression import COMPRESSIONS, MAGIC_BYTES, Allowance, decompress, fits
 from bytelm.errors import SourceError
 from bytelm.hub import out_of_reach
+
+_MOST_BYTES: Final = 1 << 30
+"""Of a file of examples, as it is stored."""
+_MOST_EXPANSION: Final = 1000.0
 
 Row = dict[str, Any]
 _T = TypeVar("_T")
@@ -68,10 +73,7 @@ def read_file(place: Path) -> list[Row]:
     Raises:
         SourceError: It cannot be read or is damaged.
     """
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {place}: {error.strerror}; give a file that exists") from error
+    content = read_bounded(place, _MOST_BYTES, what="the data", remedy="give a part of it")
     packed = place.suffix.removeprefix(".")
     name = place.stem if packed in COMPRESSIONS else place.name
     if packed in COMPRESSIONS:
@@ -79,7 +81,8 @@ def read_file(place: Path) -> list[Row]:
             raise SourceError(
                 f"{place} is damaged: it does not begin as .{packed} does; get it again", reason="damaged"
             )
-        content = b"".join(decompress(packed, iter([content]), os.fsencode(place)))
+        allowance = Allowance(os.fsencode(place), len(content), _MOST_EXPANSION)
+        content = b"".join(allowance.giving(decompress(packed, iter([content]), os.fsencode(place))))
     try:
         text = content.decode("utf-8")
     except ValueError as error:

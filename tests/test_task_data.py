@@ -127,3 +127,10 @@ def test_a_limit_draws_the_same_examples_for_a_seed() -> None:
     assert some == drawn(examples, 10, seed=1) == sorted(set(some))
     assert some != drawn(examples, 10, seed=2)
     assert drawn(examples, None, seed=1) == drawn(examples, 100, seed=1) == examples
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_held(tmp_path: Path) -> None:
+    bomb = tmp_path / "examples.jsonl.zst"
+    bomb.write_bytes(zstandard.ZstdCompressor(level=1).compress(bytes(96 << 20)))
+    with pytest.raises(SourceError, match=r"examples\.jsonl\.zst.*decompression bomb"):
+        read_file(bomb)
