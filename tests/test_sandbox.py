@@ -199,7 +199,9 @@ own = b"PLANTED" * len(os.urandom(99))
 def one():
     return copies(b"PLANTED") > 90, copies(b"MARKED")
 """
-    tests = "found = one()\nassert found[0], 'the search finds nothing'\nassert found[1] < 45, found  # " + "MARKED" * 99
+    tests = (
+        "found = one()\nassert found[0], 'the search finds nothing'\nassert found[1] < 45, found  # " + "MARKED" * 99
+    )
     outcome = run_tests(program, tests, ["one"], setup="# " + "MARKED" * 99, limits=Limits(seconds=60.0))
     assert outcome.passed, outcome.reason
 
