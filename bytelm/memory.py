@@ -131,8 +131,8 @@ def trace_real_step(config: RunConfig, device: torch.device, *, bfloat16: bool) 
         width = config.model.ids_for(config.data.window_bytes) + config.heads.count
         windows_BW = torch.zeros(settings.batch_windows, width, dtype=torch.uint8, device=device)
         micro_batches = [
-            with_draft_rows(plain_batch(windows_BW, config.heads.count), config.heads.row_share, turn)
-            for turn in range(settings.accumulation)
+            with_draft_rows(plain_batch(windows_BW, config.heads.count), config.heads.row_share, turn=0)
+            for _ in range(settings.accumulation)
         ]
         with alive.watched_gradients(model):
             alive.begin()

@@ -127,25 +127,27 @@ def with_draft_rows(batch: PackedBatch, share: float, turn: int) -> PackedBatch:
     """The same batch, of which heads 1 … K - 1 learn from a share of the rows alone, evenly spread.
 
     Far heads need fewer rows than head 0 to become as good drafters as they can be, and every row costs time. The
-    rows move with each batch, so that no place in a window is left out.
+    rows are at the same places in all windows, so that it does not matter how a step is divided into micro-batches and
+    processes, and at other places in each step, so that no place is left out.
 
     Args:
         batch: Any.
-        share: Of the rows B · T, in (0, 1]; 1 gives the batch itself.
-        turn: Number of the batch in the training: it decides where the rows begin, nothing else is random.
+        share: Of the rows, in (0, 1]; 1 gives the batch itself.
+        turn: Number of the step: it decides where the rows begin, nothing is random.
 
     Example:
-        >>> batch = plain_batch(torch.arange(9).unsqueeze(0), prediction_heads=2)
+        >>> batch = plain_batch(torch.arange(18).view(2, 9), prediction_heads=2)
         >>> with_draft_rows(batch, 0.5, turn=0).draft_rows_R
-        tensor([0, 2, 4, 6])
+        tensor([ 0,  2,  4,  6,  7,  9, 11, 13])
     """
     if share == 1.0 or batch.valid_BTK.shape[2] == 1:
         return batch
-    count = batch.inputs_BT.numel()
+    windows, length = batch.inputs_BT.shape
     # Multiples of the golden ratio fill the gap between two rows evenly, whenever one stops.
     first = turn * _GOLDEN % 1.0
-    rows = ((np.arange(math.ceil(count * share)) + first) / share).astype(np.int64)
-    rows_R = torch.from_numpy(rows[rows < count]).to(batch.inputs_BT.device)
+    places = ((np.arange(math.ceil(length * share)) + first) / share).astype(np.int64)
+    rows_BR = np.arange(windows)[:, None] * length + places[places < length]
+    rows_R = torch.from_numpy(rows_BR.reshape(-1)).to(batch.inputs_BT.device)
     chosen_BT = torch.zeros_like(batch.inputs_BT, dtype=torch.bool)
     chosen_BT.view(-1)[rows_R] = True
     valid_BTK = batch.valid_BTK.clone()

@@ -37,10 +37,9 @@ class Learnt:
 def load(job: Job) -> list[PackedBatch]:
     """The micro-batches of the next step that are this rank's."""
     micro_batches = []
-    for place in range(job.share.micro_batches):
+    for _ in range(job.share.micro_batches):
         batch = pack_batch(next(job.loader), job.config, job.model.vocabulary, job.device)
-        turn = job.state.step * job.share.micro_batches + place
-        micro_batches.append(with_draft_rows(batch, job.config.heads.row_share, turn))
+        micro_batches.append(with_draft_rows(batch, job.config.heads.row_share, job.state.step))
     return micro_batches
 
 

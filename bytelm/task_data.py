@@ -19,6 +19,7 @@ from bytelm.hub import out_of_reach
 _MOST_BYTES: Final = 1 << 30
 """Of a file of examples, as it is stored."""
 _MOST_EXPANSION: Final = 1000.0
+_MOST_CELL: Final = 1 << 17
 
 Row = dict[str, Any]
 _T = TypeVar("_T")
@@ -161,10 +162,13 @@ def _wrong(value: Any, wanted: str, names: Sequence[str], task: str, number: int
 
 
 def _table(text: str, delimiter: str, place: Path) -> list[Row]:
+    limit = csv.field_size_limit(_MOST_CELL)  # of the whole process: whoever needs more sets it
     try:
         return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
     except csv.Error as error:
         raise SourceError(f"{place} is damaged: it is no table ({error}); get it again", reason="damaged") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _json(text: str, place: Path, line: int) -> Any:

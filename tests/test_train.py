@@ -242,8 +242,6 @@ def test_accumulated_micro_batches_are_one_batch(corpus: Path, tmp_path: Path) -
         "one": ["train.batch_windows=4"],
         "four": ["train.batch_windows=1", "train.accumulation=4"],
     }.items():
-        # Draft heads that learn from a share of the rows learn from other rows then.
-        changes = [*changes, "heads.row_share=1"]  # noqa: PLW2901
         trained(settings("train.steps=5", "train.warmup_fraction=0", *changes), corpus, tmp_path / name)
     for one, four in zip(lasting_log(tmp_path / "one"), lasting_log(tmp_path / "four"), strict=True):
         assert one["bits_per_byte_by_head"] == pytest.approx(four["bits_per_byte_by_head"], rel=1e-4)

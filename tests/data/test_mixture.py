@@ -167,7 +167,7 @@ def test_a_place_in_another_mixture_is_refused(corpora: list[Corpus], name: str)
 def test_a_corpus_given_twice_and_impossible_weights_are_refused(corpora: list[Corpus]) -> None:
     with pytest.raises(CorpusError, match="is given twice; give it once, with the sum of its weights"):
         mixture_of([corpora[0], corpora[1], corpora[0]])
-    with pytest.raises(ConfigError, match="none is below 0"):
+    with pytest.raises(ConfigError, match="none may be below 0"):
         mixture_of(corpora, weights=("1", "-1", "1"))
     with mixture_of(corpora) as loader, pytest.raises(ConfigError, match="2 weights for 3 corpora"):
         loader.change_weights(("1", "1"))
