@@ -3,8 +3,6 @@
 Whatever a value is, what becomes of it is said in one line that names the argument; nothing is guessed.
 """
 
-import difflib
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Final
@@ -12,17 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from bytelm.errors import GenerationError, KeywordError
-from bytelm.generation import GenerateSettings
+from bytelm.generation import GenerateSettings, shown
+from bytelm.names import hint
 
 Text = str | bytes | bytearray | memoryview
 """Text, which is encoded in UTF-8, or bytes; an array of numpy of dtype uint8 is taken too."""
 
 _KEYWORDS: Final = tuple(field.name for field in fields(GenerateSettings))
-
-
-def shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
-    return reprlib.repr(value)
 
 
 def bytes_of(name: str, value: Any) -> bytes:
@@ -91,9 +85,7 @@ def settings_from(call: str, options: Mapping[str, Any]) -> GenerateSettings:
     """
     for name in options:
         if name not in _KEYWORDS:
-            near = difflib.get_close_matches(name, _KEYWORDS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise KeywordError(f"{call} has no keyword {name!r}; {hint}known: {', '.join(_KEYWORDS)}")
+            raise KeywordError(f"{call} has no keyword {name!r}; {hint(name, _KEYWORDS)}")
     stop: Any = options.get("stop")
     stops = [] if stop is None else [bytes_of("stop", stop)] if _is_one(stop) else several_of("stop", stop)
     return GenerateSettings(**{**options, "stop": tuple(stops)})

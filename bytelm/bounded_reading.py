@@ -21,8 +21,8 @@ class FileBytes:
     """The bytes of a file of the disk, of which pieces are read when they are asked for.
 
     Args:
-        path: Of the file.
-        size: Its bytes.
+        path: The file.
+        size: Its length in bytes.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -71,10 +71,10 @@ def read_bounded(path: Path, limit_bytes: int, *, what: str, remedy: str) -> byt
     """All bytes of a file, if they are not too many.
 
     Args:
-        path: Of a file, a pipe or a device; ``-`` is stdin.
-        limit_bytes: Bytes at most.
-        what: Name of what is read, for the message.
-        remedy: What to do where there are more.
+        path: A file, a pipe or a device; ``-`` is stdin.
+        limit_bytes: The most bytes that are accepted.
+        what: Name of the thing that is read, for the error message.
+        remedy: End of the error message: what the user can do about a file that is too large.
 
     Raises:
         SourceError: It cannot be read, or there are more bytes.
@@ -112,15 +112,15 @@ def lines_of(
     """The lines of a file, a pipe or a device, one by one, without their ends; ``-`` is stdin.
 
     Args:
-        path: What to read.
-        line_bytes: Of a line, at most.
-        total_bytes: Of all lines, at most.
-        too_large: Makes the error from what there is too much of: "line 3 has more than 5 bytes".
+        path: A file, a pipe or a device; ``-`` is stdin.
+        line_bytes: The most bytes that one line may have.
+        total_bytes: The most bytes that all lines together may have.
+        too_large: Makes the error from a message such as "line 3 has more than 5 bytes".
         whole: Leave out a last line that has no end: its writer was cut short.
 
     Raises:
         SourceError: It cannot be read.
-        BytelmError: What ``too_large`` makes.
+        BytelmError: A line, or the whole, is too long; ``too_large`` makes this error.
     """
     try:
         with contextlib.nullcontext(_stdin()) if path == STDIN else path.open("rb") as file:

@@ -258,7 +258,7 @@ def check_resumable(checkpoint: Path, snapshot: Snapshot) -> None:
     """Refuse a snapshot that a training cannot go on from.
 
     Args:
-        checkpoint: Where it was loaded from, for the message.
+        checkpoint: Folder that the snapshot was loaded from, for the error message.
         snapshot: Each of its values is what it has to be, as far as it is there.
 
     Raises:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import bytelm
-from bytelm.bounded_reading import read_bounded
-from bytelm.errors import CheckpointError, ConfigError, SourceError
+from bytelm.errors import CheckpointError, ConfigError
 from bytelm.files import flush_folder, refusals_named, write_file
 from bytelm.model_shape import PATH_OF_CONFIG, ModelShape, read_shape
 from bytelm.own_files import (
@@ -449,10 +448,7 @@ def _settings_of(tree: dict[str, Any], folder: Path) -> "RunConfig":
 
 
 def _read_small(checkpoint: Path, name: str, limit_bytes: int) -> bytes:
-    try:
-        return read_bounded(checkpoint / name, limit_bytes, what="the file", remedy="use another checkpoint")
-    except SourceError as error:
-        raise CheckpointError(str(error)) from error
+    return read_small(checkpoint / name, remedy="use another checkpoint", limit_bytes=limit_bytes)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -6,7 +6,6 @@ that does not exist, a value that cannot be, or two settings that contradict eac
 and never at step 10 000.
 """
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, Self
@@ -17,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from bytelm.errors import ConfigError
 from bytelm.model_shape import PATH_OF_CONFIG, AttentionKind, HeadFamily, TrunkShape, trunk_layers
+from bytelm.names import hint, nearest
+from bytelm.presets import PRESETS
 from bytelm.vocab import BYTE_VOCABULARY, ids_of
 
 BackwardMode = Literal["auto", "naive", "sequential", "checkpoint"]
@@ -349,7 +350,7 @@ class RunConfig(_Section):
             4
         """
         if preset not in PRESETS:
-            raise ConfigError(f"unknown preset {preset!r}{_suggestion(preset, PRESETS)}")
+            raise ConfigError(f"unknown preset {preset!r}; {hint(preset, PRESETS)}")
         return cls._changed(PRESETS[preset], changes)
 
     def with_changes(self, changes: Iterable[str]) -> Self:
@@ -437,12 +438,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
-
-
 def _first_fault(error: pydantic.ValidationError) -> str:
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"])
@@ -458,120 +453,7 @@ def _unknown_setting(place: str) -> str:
     # A right key in the wrong section is the likeliest slip: compare last parts as well as whole paths.
     key = place.rpartition(".")[2]
     same_key = [name for name in keys if name.rpartition(".")[2] == key]
-    near = same_key or difflib.get_close_matches(place, keys, n=1, cutoff=0.5)
-    if not near:
-        tails = {name.rpartition(".")[2]: name for name in keys}
-        near = [tails[tail] for tail in difflib.get_close_matches(key, tails, n=1)]
-    hint = f"did you mean {near[0]!r}?" if near else "bytelm train --settings lists all"
-    return f"unknown setting {place!r}; {hint}"
-
-
-_DRAFTING: Final[dict[str, Any]] = {"weight_ratio": 0.5, "row_share": 0.5}
-"""Heads of small models: far heads pull the trunk away from the next byte, so they weigh less and learn from half the
-rows (docs/experiments.md, 2026-12-01). At 7 B the paper finds that equal weights help the language model, so larger
-presets keep its setting."""
-
-PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    # About 1 M parameters: tests and the demo. In minutes on a CPU many small steps of short windows learn most.
-    "tiny": {
-        "heads": _DRAFTING,
-        "data": {"window_bytes": 256},
-        "train": {
-            "optimizer": "muon",
-            "learning_rate": 5e-3,
-            "warmup_fraction": 0.05,
-            "batch_windows": 4,
-            "steps": 3000,
-            "validate_every_steps": 500,
-        },
-    },
-    # About 8 M.
-    "nano": {
-        "model": {
-            "d_model": 320,
-            "layers": 6,
-            "attention_heads": 10,
-            "kv_heads": 5,
-            "d_ff": 864,
-            "attention_pattern": ["local", "local", "global"],
-            "local_window_bytes": 512,
-        },
-        "heads": _DRAFTING,
-        "data": {"window_bytes": 2048},
-        "train": {"optimizer": "muon", "learning_rate": 4e-3, "batch_windows": 16, "steps": 20_000},
-    },
-    # About 45 M.
-    "small": {
-        "model": {
-            "d_model": 576,
-            "layers": 12,
-            "attention_heads": 9,
-            "kv_heads": 3,
-            "d_ff": 1536,
-            "local_window_bytes": 1024,
-        },
-        "heads": _DRAFTING,
-        "data": {"window_bytes": 8192},
-        "train": {"learning_rate": 1e-3, "batch_windows": 32, "steps": 30_000},
-    },
-    # About 350 M.
-    "base": {
-        "model": {
-            "d_model": 1280,
-            "layers": 20,
-            "attention_heads": 20,
-            "kv_heads": 5,
-            "d_ff": 3456,
-            "local_window_bytes": 1024,
-            "rope_base": 100_000.0,
-        },
-        "data": {"window_bytes": 8192, "loader_threads": 2},
-        "train": {"learning_rate": 6e-4, "batch_windows": 16, "accumulation": 8, "steps": 30_000},
-    },
-    # About 1.3 B.
-    "large": {
-        "model": {
-            "d_model": 2048,
-            "layers": 28,
-            "attention_heads": 16,
-            "kv_heads": 8,
-            "d_ff": 5504,
-            "local_window_bytes": 1024,
-            "rope_base": 100_000.0,
-        },
-        "data": {"window_bytes": 8192, "loader_threads": 2},
-        "train": {"learning_rate": 4e-4, "batch_windows": 8, "accumulation": 32, "steps": 50_000},
-    },
-    # About 1.4 M, the smallest of the paper's sizes for its two probes (table S14: width 128, 5 layers): stories of
-    # ``bytelm.stories``, and expressions of ``bytelm.polynomials``. Documents are short: windows hold whole ones.
-    "induction": {
-        "model": {"layers": 5, "kv_heads": 4, "attention_pattern": ["global"]},
-        "data": {"window_bytes": 1024, "packing": "document"},
-        "train": {"learning_rate": 3e-3, "warmup_fraction": 0.05, "batch_windows": 8, "steps": 2000},
-    },
-    "arithmetic": {
-        "model": {"layers": 5, "kv_heads": 4, "attention_pattern": ["global"]},
-        "data": {"window_bytes": 256, "packing": "document"},
-        "train": {"learning_rate": 3e-3, "warmup_fraction": 0.05, "batch_windows": 32, "steps": 5000},
-    },
-    # The byte model of Gloeckle et al. 2024, tables S13 and S14: 12 x 2^20 bytes a step, 25 000 steps.
-    "paper-7b": {
-        "model": {
-            "d_model": 4096,
-            "layers": 32,
-            "attention_heads": 32,
-            "kv_heads": 32,
-            "d_ff": 11_008,
-            "attention_pattern": ["global"],
-        },
-        "data": {"window_bytes": 8192, "loader_threads": 4},
-        "train": {
-            "learning_rate": 3e-4,
-            "warmup_fraction": 0.08,
-            "batch_windows": 1,
-            "accumulation": 1536,
-            "steps": 25_000,
-        },
-    },
-}
-"""Named starting points: changes to the defaults above, by section."""
+    tails = {name.rpartition(".")[2]: name for name in keys}
+    near = same_key[0] if same_key else nearest(place, keys) or tails.get(nearest(key, tails) or "")
+    remedy = f"did you mean {near!r}?" if near else "bytelm train --settings lists all"
+    return f"unknown setting {place!r}; {remedy}"

@@ -104,8 +104,8 @@ def clear_parts(folder: Path, of: str | None = None) -> None:
     """Remove what killed processes have left of files that they were writing.
 
     Args:
-        folder: Where they lie.
-        of: Name of the file that they are parts of; any where None.
+        folder: Folder that holds the parts.
+        of: Name of the file whose parts are removed; None removes those of all files.
 
     Raises:
         OSError: The folder cannot be listed.

@@ -62,7 +62,7 @@ class GenerateSettings:
         choices = (("draft", DraftPolicy), ("exact", Exactness))
         for name, value, known in ((name, getattr(self, name), known) for name, known in choices):
             if not isinstance(value, str) or value not in get_args(known):
-                raise GenerationError(f"{name} = {_short(value)} is unknown; use {' or '.join(get_args(known))}")
+                raise GenerationError(f"{name} = {shown(value)} is unknown; use {' or '.join(get_args(known))}")
         if not all(self.stop):
             raise GenerationError("a stop string is empty and would stop before the first byte; leave it out")
         if not 1.0 <= self.repetition_penalty <= 100.0:
@@ -80,7 +80,7 @@ class GenerateSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
                 whole = "whole " if kind is int else ""
-                raise GenerationError(f"{name} = {_short(value)} is no {whole}number; give one")
+                raise GenerationError(f"{name} = {shown(value)} is no {whole}number; give one")
             given: Any = value
             try:
                 object.__setattr__(self, name, kind(given))
@@ -91,10 +91,10 @@ class GenerateSettings:
         for name in ("utf8", "logprobs"):
             value = getattr(self, name)
             if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # numpy's, by its names
-                raise GenerationError(f"{name} = {_short(value)} is neither true nor false; give one of them")
+                raise GenerationError(f"{name} = {shown(value)} is neither true nor false; give one of them")
             object.__setattr__(self, name, bool(value))
         if not isinstance(self.stop, tuple) or not all(isinstance(stop, bytes) for stop in self.stop):
-            raise GenerationError(f"stop = {_short(self.stop)} is no tuple of bytes; give one")
+            raise GenerationError(f"stop = {shown(self.stop)} is no tuple of bytes; give one")
 
     def sampler(self, choices: int = CHOICES) -> Sampler:
         """The rule of choice that these settings name, among so many ids."""
@@ -115,8 +115,8 @@ class GenerateSettings:
         )
 
 
-def _short(value: object) -> str:
-    """A value in a message of one line."""
+def shown(value: object) -> str:
+    """A value in a message of one line, cut where it is long."""
     return reprlib.repr(value)
 
 

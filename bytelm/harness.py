@@ -83,9 +83,9 @@ def settings_of(given: Mapping[str, Any], max_bytes: int, number: int) -> Genera
     ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty`` and ``seed`` are those of ``generate``.
 
     Args:
-        given: By name.
-        max_bytes: Where no limit is given.
-        number: Of the request.
+        given: The task's settings by name.
+        max_bytes: The most bytes of an answer, where the task sets no limit.
+        number: Number of the request; its noise is drawn with it.
 
     Raises:
         GenerationError: There is another setting, or one that has no effect.

@@ -101,8 +101,8 @@ class PredictionHeads(nn.Module, abc.ABC):
         """How often all heads together compute with one of their matrices or attention layers, for each row.
 
         Args:
-            module: Theirs.
-            row_share: Of the rows, that heads 1 … K - 1 are computed for.
+            module: A matrix or an attention layer of these heads.
+            row_share: Share of the rows that heads 1 … K - 1 are computed for, in (0, 1].
         """
         return 1.0 + (self.count - 1) * row_share if module is self.get_submodule("unembedding") else 1.0
 

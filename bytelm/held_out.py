@@ -68,8 +68,8 @@ def of_file(path: Path, limit_bytes: int | None = None) -> HeldOut:
     """One file as one document. Of a device or a pipe the beginning is taken, for it has no places to spread over.
 
     Args:
-        path: Of the file.
-        limit_bytes: Bytes that will be asked of it; all where None.
+        path: The file.
+        limit_bytes: Bytes that will be scored; None for all.
 
     Raises:
         SourceError: It cannot be read, or is too large to be held.

@@ -29,9 +29,9 @@ class Data:
     """What a run learnt from. Two are equal where their bytes are, wherever they lay.
 
     Attributes:
-        fingerprints: Of its corpora, in order.
-        weights: Of its corpora where there are several: with others a run learns something else.
-        places: Where they were, each with its weight.
+        fingerprints: Fingerprint of each corpus, in order.
+        weights: Weight of each corpus in the mixture, where there are several.
+        places: Place of each corpus, with its weight.
     """
 
     fingerprints: tuple[str, ...]
@@ -52,7 +52,7 @@ class History:
         name: Short, and another for each run of a page.
         run: Its folder.
         config: Its settings; None where they cannot be read.
-        corpus: Which corpus it learnt from, or corpora, by place and fingerprint; None where that cannot be read.
+        corpus: The corpora that it learnt from, by place and fingerprint; None where they cannot be read.
         parameters: Of the model; None with them.
         flops_per_byte: Of the model in training; None with them.
         steps: Records of logged steps, oldest first.

@@ -155,7 +155,7 @@ def read_shape(tree: Mapping[str, Any]) -> ModelShape | None:
     """The shape in a ``config.toml``.
 
     Args:
-        tree: Of the file, as ``parse_toml`` gives it.
+        tree: Content of the file, as ``parse_toml`` gives it.
 
     Returns:
         None where it has not exactly the settings that this version writes, or one of them is not plainly right: then

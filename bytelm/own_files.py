@@ -38,7 +38,7 @@ class FormError(ValueError):
 
     Attributes:
         place: Path of the field, such as ``progress.meter.loss``; "" for the whole.
-        what: Is wrong with it.
+        what: The fault in words.
     """
 
     def __init__(self, what: str, place: str = "") -> None:
@@ -184,10 +184,10 @@ class Fields:
     """An object with these fields.
 
     Attributes:
-        needed: Each must be there.
-        optional: May be there.
-        others: What fields of other names are; none are allowed where None.
-        most: Fields at most.
+        needed: Fields that must be there, each with its schema.
+        optional: Fields that may be there, each with its schema.
+        others: Schema of all fields with other names; None allows no others.
+        most: The most fields that are allowed.
     """
 
     needed: Mapping[str, Schema] = field(default_factory=dict)
@@ -290,14 +290,14 @@ def read_json(
     """A value out of a JSON file of ours.
 
     Args:
-        path: Of the file.
-        schema: Of the value.
-        remedy: What to do where something is wrong: "remove it".
+        path: The file.
+        schema: What the value has to be.
+        remedy: End of an error message: what the user can do about a file that is wrong, such as "remove it".
         error: Makes the error from its message.
-        limit_bytes: Of the file, at most.
+        limit_bytes: The most bytes that the file may have.
 
     Raises:
-        BytelmError: What ``error`` makes, where the file cannot be read, is too large or is not of the schema.
+        BytelmError: The file cannot be read, is too large or does not fit the schema; ``error`` makes this error.
     """
     content = read_small(path, remedy=remedy, error=error, limit_bytes=limit_bytes)
     with faults_named(path, remedy, error):

@@ -132,7 +132,7 @@ def with_draft_rows(batch: PackedBatch, share: float, turn: int) -> PackedBatch:
 
     Args:
         batch: Any.
-        share: Of the rows, in (0, 1]; 1 gives the batch itself.
+        share: Share of the rows that heads 1 … K - 1 learn from, in (0, 1]; 1 gives the batch itself.
         turn: Number of the step: it decides where the rows begin, nothing is random.
 
     Example:

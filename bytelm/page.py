@@ -41,7 +41,7 @@ def themed(svg: str) -> str:
     """A figure whose letters, ink and grid follow the theme of the page around it.
 
     Args:
-        svg: Of matplotlib, whose colours stand in ``style``.
+        svg: A figure that matplotlib has written, with its colours in ``style`` attributes.
     """
     for colour, instead in _BY_THEME.items():
         svg = re.sub(rf"((?:fill|stroke): ){colour}\b", rf"\g<1>{instead}", svg)

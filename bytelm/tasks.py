@@ -1,6 +1,5 @@
 """All tasks of ``bytelm eval`` by name, and the file that keeps what they found."""
 
-import difflib
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from bytelm.api import LanguageModel
 from bytelm.checkpoint import FOLDER as CHECKPOINTS
 from bytelm.errors import ConfigError, StorageError
 from bytelm.files import refusals_named, write_file
+from bytelm.names import hint
 from bytelm.sampling import Sampler
 from bytelm.shipped import is_shipped
 from bytelm.task import PAPER_PASS_AT, Request, Result
@@ -50,9 +50,7 @@ def parse_tasks(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"unknown task {name!r}; {hint}known: {', '.join(TASKS)}")
+            raise ConfigError(f"unknown task {name!r}; {hint(name, TASKS)}")
     if len(set(names)) < len(names):
         raise ConfigError(f"--task {text} names a task twice; leave one out")
     return names

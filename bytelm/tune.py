@@ -40,10 +40,11 @@ _SAMPLED_AT: Final = 0.8
 _TRUSTED: Final = 40.0
 """Drafts of a kind that count at most: what the present text shows must be able to say otherwise."""
 _TIMED_BYTES: Final = 24
-"""Of each continuation that tells costs: about as short as what a pass is timed by, so that neighbours disturb both."""
+"""Bytes of each continuation that tells costs: about as short as a pass, so that other work disturbs both alike."""
 _PLANNED_PROMPTS: Final = 24
+"""Prompts at most whose planned steps are timed."""
 _ROUNDS_S: Final = 30.0
-"""Of timing passes and steps, about; slow models have fewer rounds."""
+"""Seconds that passes and steps are timed, about; slow models have fewer rounds."""
 _FEWEST_ROUNDS: Final = 3
 _LEAST_S: Final = 1e-7
 
@@ -124,7 +125,8 @@ def tune(
             run.add(done, [prompt], deep, max_bytes=max_bytes, draft="adaptive", temperature=temperature)
     calibration = _merged(*(done.calibration for done in counted))
     say("timing steps as they are planned")
-    plan = DecodePlan(_costs_as_planned(run, first, costs, beyond, calibration, pairs, max_bytes), calibration, pairs)
+    plan = DecodePlan(_more(costs, row=beyond[0], head=beyond[1]), calibration, pairs)
+    plan = replace(plan, costs=_costs_as_planned(run, first, plan, costs, beyond, max_bytes=max_bytes))
     checks = []
     for kind, prompts in kinds.items():
         say(f"checking on {kind}")
@@ -195,7 +197,7 @@ class _Timed:
     """Prompts that were continued side by side; what their first steps took, prefill among it, is left out.
 
     Attributes:
-        steps: Of each prompt, with the bytes before each.
+        steps: The steps of each prompt, each with the number of bytes before it.
         opening: The same of a continuation by one byte, whose time was subtracted.
         seconds: The time.
     """
@@ -228,7 +230,7 @@ class _Decoded:
 
     Attributes:
         calibration: What became of the drafts.
-        timed: Of each prompt, or of those side by side.
+        timed: Times, one for each prompt or for each group of prompts side by side.
     """
 
     calibration: Calibration
@@ -330,19 +332,26 @@ def _step_costs(
 def _costs_as_planned(
     run: _Run,
     prompts: Sequence[bytes],
+    plan: DecodePlan,
     costs: Costs,
     beyond: tuple[float, float],
-    calibration: Calibration,
-    pairs: PairCorrection | None,
+    *,
     max_bytes: int,
 ) -> Costs:
-    """Costs with what drafts take beyond them, so that the time of steps as they are planned comes out right.
+    """The costs of a plan, scaled so that the time of the steps that it plans comes out right.
 
     Steps with everything drafted tell how a row and a head compare. A plan's own steps draft less, after longer
     texts, and look for drafts between them: those tell how much there is of both, in all.
+
+    Args:
+        run: The model that is timed.
+        prompts: Prompts to continue; a few are enough.
+        plan: A plan with the costs of steps in which everything is drafted.
+        costs: Costs of passes, without what a draft takes besides.
+        beyond: Seconds that each further row and each head take besides, where everything is drafted.
+        max_bytes: Bytes to generate for each prompt.
     """
-    row, head = beyond if any(beyond) else (1.0, 1.0)
-    plan = DecodePlan(_more(costs, row=beyond[0], head=beyond[1]), calibration, pairs)
+    row, head = row_to_head(beyond, run.model.heads.count)
     plain, planned = _Decoded.after(plan), _Decoded.after(plan)
     for prompt in prompts[:_PLANNED_PROMPTS]:
         run.add(plain, [prompt], plan, max_bytes=max_bytes, draft="none")
@@ -357,6 +366,16 @@ def _costs_as_planned(
     return _more(costs, row=share * row, head=share * head)
 
 
+def row_to_head(beyond: tuple[float, float], heads: int) -> tuple[float, float]:
+    """How the costs of a row and of a head compare: as measured, else equal; a model of one head drafts with none.
+
+    Example:
+        >>> row_to_head((2e-6, 1e-6), heads=8), row_to_head((0.0, 0.0), heads=8), row_to_head((0.0, 0.0), heads=1)
+        ((2e-06, 1e-06), (1.0, 1.0), (1.0, 0.0))
+    """
+    return beyond if any(beyond) else (1.0, 1.0 if heads > 1 else 0.0)
+
+
 def _ratio(seconds: float, by_table: float) -> float:
     """How much slower than a table the machine was; 1 where nothing was timed, and nothing that only noise can make."""
     return min(max(seconds / by_table, 0.5), 4.0) if by_table > 0.0 else 1.0
@@ -368,10 +387,10 @@ def _beyond(
     """Seconds that decoding took beyond a table, for each unit of some kinds: least squares, none below 0.
 
     Args:
-        decoded: Of each prompt, by some policies.
-        slow: Of each prompt, how much slower than the table the machine was.
+        decoded: What each policy made of the prompts.
+        slow: For each prompt, how many times slower than the table the machine was.
         costs: The table.
-        units: Of each kind, those of a step.
+        units: For each kind of unit, the function that counts them in a step.
     """
     counts, beyond = [], []
     for done in decoded:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from bytelm.errors import BytelmError, CheckpointError, ConfigError
 from bytelm.names import hint, nearest
+from bytelm.presets import PRESETS
 from bytelm.shipped import shipped_model, shipped_models
 
 TASKS: Final = (
@@ -19,9 +20,6 @@ TASKS: Final = (
     *("piqa", "cute", "utf8", "induction", "arithmetic"),
 )
 """Names of ``bytelm.tasks``; a test holds them equal."""
-
-PRESETS: Final = ("tiny", "nano", "small", "base", "large", "induction", "arithmetic", "paper-7b")
-"""Names of ``bytelm.config``; a test holds them equal."""
 
 _MODELS: Final = {"eval": "run", "generate": "run", "tune": "run", "export": "run", "report": "runs"}
 """Which argument of a command is a model, or several."""

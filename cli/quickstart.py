@@ -14,6 +14,7 @@ from rich.text import Text
 from bytelm.cli import console
 from bytelm.cli.interrupt import StopRequest
 from bytelm.cli.quantities import parse_duration, size
+from bytelm.cli.train import validated_often
 
 if TYPE_CHECKING:
     from bytelm.config import RunConfig
@@ -25,7 +26,6 @@ _TRAINING_TIME: Final = "5m"
 _SHOWN_BYTES: Final = 120
 _GENTLER: Final = 0.25
 _VALIDATE_EVERY: Final = 200
-_LEAST_VALIDATIONS: Final = 8  # so that a curve is a curve
 _NARROW: Final = 70  # columns up to which a table stands in lines
 _PROMPT_COLUMNS: Final = 20
 _LINE_EVERY_S: Final = 4.0
@@ -64,9 +64,9 @@ def quickstart(
 
     begin_s = time.monotonic()
     budget = f"train.steps={steps}" if steps is not None else f"train.time_budget_s={parse_duration(time_budget)}"
-    often = _VALIDATE_EVERY if steps is None else max(1, min(_VALIDATE_EVERY, steps // _LEAST_VALIDATIONS))
-    wanted = [budget, f"train.validate_every_steps={often}", *(changes or [])]
+    wanted = [budget, f"train.validate_every_steps={_VALIDATE_EVERY}", *(changes or [])]
     config = RunConfig.build("tiny", wanted) if init_from is None else _continued(init_from, wanted)
+    config = validated_often(config, changes or [])
     console.say("loading torch …")
 
     import torch

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bytelm.train import Finished, Started
 
 _DEFAULT_PRESET: Final = "tiny"
-_LEAST_VALIDATIONS: Final = 8  # in a run that is begun
+_LEAST_VALIDATIONS: Final = 8  # so that the curve of a run that is begun is a curve
 
 
 class ResumeChoice(enum.StrEnum):
@@ -116,7 +116,7 @@ def train(
             if resume is not ResumeChoice.never and checkpoints(out):
                 config, corpus = _resumed(out, preset, wanted, corpus)
             else:
-                config = _validated_often(_config(preset, wanted, init_from), changes or [])
+                config = validated_often(_config(preset, wanted, init_from), changes or [])
             if not corpus:
                 raise ConfigError("nothing to train on; give --corpus CORPUS (bytelm ingest makes one)")
             if dry and ranks.count > 1:
@@ -211,7 +211,7 @@ def _config(preset: str | None, changes: list[str], init_from: Path | None = Non
     return RunConfig.build(preset or _DEFAULT_PRESET, changes)
 
 
-def _validated_often(config: "RunConfig", changes: list[str]) -> "RunConfig":
+def validated_often(config: "RunConfig", changes: list[str]) -> "RunConfig":
     """The same settings with enough validations to draw a curve, unless their interval was asked for.
 
     A budget of time alone has no number of steps that is known; it keeps the interval of its preset.

@@ -31,9 +31,9 @@ def folder_clutter(name: bytes, path: bytes | None = None) -> SkipReason | None:
     """Why a folder is left out; None if it is not.
 
     Args:
-        name: Of the folder.
-        path: Of it on this machine: then a cache that marks itself as one, a virtual environment and a bare repository
-            are known, too, whatever they are called.
+        name: Name of the folder.
+        path: Its path on this machine. With it, a cache that marks itself as one, a virtual environment and a bare
+            repository are left out under any name.
     """
     if name in _VERSION_CONTROL:
         return "version_control"

@@ -24,7 +24,7 @@ def csv_rows(content: Forward, name: bytes, field: str) -> Iterator[Document | S
 
     Args:
         content: The file from its first byte on. Its delimiter is the one with which the header has the field.
-        name: What it is called.
+        name: Name of the file, for the names of its rows.
         field: The column.
 
     Yields:

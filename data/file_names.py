@@ -54,9 +54,9 @@ def names_in(content: bytes, shard: str, pieces: int) -> list[str] | None:
     """The name of the file that each piece of a shard comes from.
 
     Args:
-        content: What ``packed_names`` gave.
+        content: A file that ``packed_names`` made.
         shard: Name of the shard.
-        pieces: As many it has.
+        pieces: Number of pieces of the shard.
 
     Returns:
         A name for each piece; None if the file does not say.

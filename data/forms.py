@@ -45,8 +45,8 @@ def form_of(name: bytes, *, has_field: bool) -> str:
     """How a file is read: ``file`` as it is, or what it is, ``+`` and how it is compressed.
 
     Args:
-        name: Of the file.
-        has_field: Tables are opened; else they are files.
+        name: Name of the file.
+        has_field: A field of tables was asked for, so that tables are opened; else they are files like others.
 
     Example:
         >>> form_of(b"a.tar.zstd", has_field=False), form_of(b"a.json.gz", has_field=True)

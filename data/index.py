@@ -178,7 +178,8 @@ class Index:
         ingestions: What it was made of, in order.
         kinds: Names of the kinds of documents.
         split_rule: How the splits were decided.
-        files: Which files documents come from, one for each ingestion; none of a corpus of an earlier bytelm.
+        files: Files that say which source each document comes from, one for each ingestion; a corpus of an earlier
+            bytelm has none.
     """
 
     frame_bytes: int

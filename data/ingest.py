@@ -97,9 +97,9 @@ def ingest(
         filters: What documents have to be: size, kind, density. All others are left out and counted.
         keep_duplicates: Keep documents that equal an earlier one of the same ingestion.
         near_duplicates: Leave out documents whose similarity to an earlier one is at least this, 0.3 to 1.
-        on_error: Where something cannot be read or is damaged: ``named`` stops if it was named as a source, and leaves
-            it out if a folder holds it; ``stop`` and ``skip`` do the one or the other. What is left out is counted, and
-            named in the report.
+        on_error: What happens to a file that cannot be read or is damaged: ``named`` stops if it was named as a source
+            and leaves it out if it lies in a folder; ``stop`` always stops; ``skip`` always leaves it out. The report
+            counts and names the files that were left out.
         level: zstd level, 1 to 22.
         validation_fraction: Share of the content that is held out, 0 to 0.5, 0.01 if None; small corpora hold out
             more, see ``bytelm.data.split``. What is appended is split as the corpus was.

@@ -57,8 +57,8 @@ class IngestReport:
         split_rule: Name of the rule that decided the splits.
         new: What this ingestion has put in; all of it unless it was appended.
         skipped: What this ingestion left out, by reason.
-        faults: What could not be read or was damaged and was left out, one line each: a few of each file, so many in
-            all that they can be shown. ``skipped`` counts all.
+        faults: What could not be read or was damaged and was left out, one line each: a few of each file, and no more
+            in all than can be shown. ``skipped`` counts all.
         largest_binary: The files with the most binary bytes that were put in: name, kind, bytes.
         no_rows: Documents that were put in as they are though a column was asked for: they are no rows of a table.
         was_complete: It was finished before; nothing was left to do, and nothing of the three above is known any more.

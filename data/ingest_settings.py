@@ -35,7 +35,7 @@ class IngestSettings:
         filters: What documents have to be.
         keep_duplicates: Keep documents that equal another one.
         near_duplicates: Leave out documents that are at least so similar to another one; None for none.
-        on_error: What to do where something cannot be read; see ``OnError``.
+        on_error: What happens to a file that cannot be read or is damaged; see ``OnError``.
         level: zstd level.
         validation_fraction: Share that is held out.
         shard_bytes: Raw bytes after which a shard takes no further document.

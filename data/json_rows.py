@@ -33,10 +33,10 @@ def json_rows(
     Args:
         content: The lines, in UTF-8. A part that does not begin at 0 is read from one byte before it on: a line belongs
             to the part that its first byte lies in.
-        name: What the table is called.
-        field: The field.
-        begin: Where the part begins.
-        end: Where it ends; the line that is begun there is read to its end. None reads everything.
+        name: Name of the table, for the names of its rows.
+        field: The field that holds the document.
+        begin: Byte of the table at which the part begins.
+        end: Byte at which the part ends; a line that begins before it is read whole. None reads to the end.
         is_part: This is a part: nobody knows how many lines came before, so rows are named by the place of their line.
 
     Yields:
@@ -65,8 +65,8 @@ def json_file_rows(content: Forward, name: bytes, field: str) -> Iterator[Docume
 
     Args:
         content: All of it, from its first byte on.
-        name: What it is called.
-        field: The field.
+        name: Name of the file, for the names of its rows.
+        field: The field that holds the document.
 
     Yields:
         As ``json_rows``.
@@ -149,8 +149,8 @@ class _Scanner:
         content: The list, from its first byte on.
 
     Attributes:
-        held: What was read, and is not passed over yet.
-        begin: Where the element begins in it.
+        held: Bytes that were read and not yet given out.
+        begin: Place in ``held`` at which the next element begins.
     """
 
     def __init__(self, content: Forward) -> None:

@@ -62,7 +62,7 @@ class Survey:
         rows_D: One ``ROW_TYPE`` for each document, with the number of its unit in ``units``.
         skipped: What gave no document at all, counted by reason.
         signatures_D: MinHash signatures, one a row, where near-duplicates are looked for; else no columns.
-        faults: What went wrong, one line each: a few of each unit, ``MOST_FAULTS`` in all.
+        faults: One line for each fault: a few of each unit, at most ``MOST_FAULTS`` in all.
     """
 
     units: UnitTable

@@ -43,8 +43,8 @@ def row_document(name: bytes, value: object, columns: tuple[str, ...] | None = N
     """The document of a row.
 
     Args:
-        name: Of the row.
-        value: Of its field.
+        name: Name of the row.
+        value: Value of the field that holds the document.
         columns: See ``Skipped``.
     """
     if isinstance(value, str):

@@ -116,9 +116,9 @@ def dataset_file(source: str, part: int, parts: int) -> bytes | None:
     The library gives a file up at its first bad row; read here, a bad row costs itself alone.
 
     Args:
-        source: As ``dataset_parts`` gives it.
-        part: Which part.
-        parts: How many there are.
+        source: The data set, as ``dataset_parts`` names it.
+        part: Number of the part, from 0.
+        parts: Number of parts of the data set.
 
     Returns:
         A path or address; None where the library has to read the data set.
@@ -135,10 +135,10 @@ def dataset_rows(source: str, field: str, part: int, parts: int) -> Iterator[Doc
     """A document for each row of a part of a Hugging Face data set, streamed.
 
     Args:
-        source: As ``dataset_parts`` gives it.
-        field: The column.
-        part: Which part.
-        parts: How many there are.
+        source: The data set, as ``dataset_parts`` names it.
+        field: The column that holds the document.
+        part: Number of the part, from 0.
+        parts: Number of parts of the data set.
 
     Yields:
         A ``Document`` for a row, and a ``Skipped`` for one without the field.

@@ -162,7 +162,7 @@ def test_impossible_options_are_refused_at_the_call(model: LanguageModel) -> Non
     with pytest.raises(GenerationError, match="surrogate at character 1"):
         model.generate("a\ud800")
     for wrong in (TypeError, GenerationError):
-        with pytest.raises(wrong, match=r"generate has no keyword 'max_byte'; did you mean max_bytes\?"):
+        with pytest.raises(wrong, match=r"generate has no keyword 'max_byte'; did you mean 'max_bytes'\?"):
             model.generate("x", max_byte=5)  # pyright: ignore[reportCallIssue]  # the wrong keyword is the point
 
 
@@ -237,7 +237,7 @@ def test_what_is_no_text_is_named(model: LanguageModel, given: Any, message: str
         ({"slots": 2.0}, "slots = 2.0"),
         ({"slots": True}, "slots = True"),
         ({"slots": None}, "slots = None"),
-        ({"stops": "x"}, "generate_batch has no keyword 'stops'; did you mean stop"),
+        ({"stops": "x"}, "generate_batch has no keyword 'stops'; did you mean 'stop'"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(model: LanguageModel, options: Any, message: str) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.config import BUDGETS, PRESETS, RunConfig, describe_settings
+from bytelm.config import BUDGETS, RunConfig, describe_settings
 from bytelm.errors import ConfigError
+from bytelm.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 

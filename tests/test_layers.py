@@ -16,6 +16,7 @@ ROWS: list[set[str]] = [
         "bytelm.errors",
         "bytelm.hub",
         "bytelm.names",
+        "bytelm.presets",
         "bytelm.sandbox_inside",
         "bytelm.data.frame_packer",
         "bytelm.engine.build",

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bytelm.config import PRESETS, HeadFamily, HeadsConfig, ModelConfig, RunConfig
+from bytelm.config import HeadFamily, HeadsConfig, ModelConfig, RunConfig
 from bytelm.fine_tuning import freeze
 from bytelm.heads import FAMILIES
 from bytelm.kv_cache import SLACK, KVCache
 from bytelm.masks import visible_dense
 from bytelm.model import ByteLM
 from bytelm.packing import pack
+from bytelm.presets import PRESETS
 from bytelm.vocab import EOD, VOCABULARY_SIZE
 
 CONFIG = ModelConfig(

@@ -10,10 +10,11 @@ import torch
 
 from bytelm.checkpoint import Snapshot, save_checkpoint
 from bytelm.checkpoint_files import find_model
-from bytelm.config import PRESETS, HeadsConfig, ModelConfig, RunConfig
+from bytelm.config import HeadsConfig, ModelConfig, RunConfig
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.model import ByteLM
 from bytelm.model_shape import ReadHeads, ReadTrunk, read_shape, trunk_layers
+from bytelm.presets import PRESETS
 from bytelm.vocab import BYTES
 
 OTHERS = [
@@ -105,7 +106,7 @@ def test_a_model_is_found_with_all_that_a_decoder_needs(tmp_path: Path, monkeypa
     assert found.weights == checkpoint / "model.safetensors"
     assert len(found.digest) == 64
     # Settings that are not plainly known are read by those that know all of them, with the same result.
-    monkeypatch.setattr("bytelm.checkpoint_files.read_shape", lambda tree: None)  # noqa: ARG005  a stand-in
+    monkeypatch.setattr("bytelm.checkpoint_files.read_shape", lambda _: None)
     other = find_model(tmp_path).shape
     assert isinstance(other.trunk, ModelConfig)
     assert other.trunk.d_model == found.shape.trunk.d_model == 16

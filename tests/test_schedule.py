@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.config import PRESETS, RunConfig, TrainConfig
+from bytelm.config import RunConfig, TrainConfig
 from bytelm.errors import ConfigError
+from bytelm.presets import PRESETS
 from bytelm.schedule import budget_spent, learning_rate
 
 TRAIN = TrainConfig(learning_rate=0.01, warmup_fraction=0.1, final_learning_rate_ratio=0.2)

@@ -23,7 +23,7 @@ from bytelm.errors import CheckpointError, GenerationError
 from bytelm.generation import GenerateSettings
 from bytelm.model import ByteLM
 from bytelm.plans import PATH_OF_PLAN, key_of, read_plan, run_folder, write_plan
-from bytelm.tune import tune
+from bytelm.tune import row_to_head, tune
 
 CONTEXT = 96
 needs_engine = pytest.mark.skipif(load_library() is None, reason=unavailable_reason())
@@ -119,6 +119,12 @@ def test_a_step_costs_at_least_its_pass_and_heads_cost_nothing_where_there_are_n
         assert list(cost.seconds) == sorted(cost.seconds)
         assert min(cost.seconds) > 0.0 <= cost.sequence
         assert cost.head == 0.0 if heads == 1 else cost.head >= 0.0
+
+
+def test_a_head_costs_nothing_where_there_is_none_also_when_no_cost_was_found() -> None:
+    assert row_to_head((0.0, 0.0), heads=1) == (1.0, 0.0)
+    assert row_to_head((0.0, 0.0), heads=3) == (1.0, 1.0)
+    assert row_to_head((2e-6, 1e-6), heads=3) == (2e-6, 1e-6)
 
 
 @needs_engine

@@ -13,7 +13,7 @@ Shapes: D width, V ids of an unembedding, K prediction heads, M rows of a pass.
 """
 
 from bytelm.engine.decoder import STEP_ROWS, Block, Decoder
-from bytelm.engine.handles import NOT_FINITE, Floats, Ids, Status, out_of_memory
+from bytelm.engine.handles import NOT_FINITE, Floats, Ids, StatusError, out_of_memory
 from bytelm.engine.interface import (
     END_OF_DOCUMENT,
     GOES_ON,
@@ -56,7 +56,7 @@ __all__ = [
     "Record",
     "SequenceSettings",
     "Session",
-    "Status",
+    "StatusError",
     "cache_bytes",
     "most_rows",
     "out_of_memory",

@@ -5,7 +5,17 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from bytelm.engine.handles import NOT_FINITE, Floats, Ids, Owned, Status, address_of, made, out_of_memory, succeeded
+from bytelm.engine.handles import (
+    NOT_FINITE,
+    Floats,
+    Ids,
+    Owned,
+    StatusError,
+    address_of,
+    check_status,
+    new_pointer,
+    out_of_memory,
+)
 from bytelm.engine.interface import RECORD, CalibrationTable, CostTable, Pairs, SequenceSettings, StepBlock
 from bytelm.engine.model import KINDS, MOST_SLOTS, Engine, most_rows
 from bytelm.engine.session import CacheKind, Session, cache_bytes
@@ -19,11 +29,12 @@ class Block(NamedTuple):
     """Results of some steps.
 
     Attributes:
-        records: As tuples in the order of ``Record``, for a step costs a few microseconds.
-        ids: Of all records.
-        sources: Of each id, as in ``Step``.
-        logprobs: Of each id, nats; 0 where the sequence did not ask; empty where nobody asked.
-        drafted: Sources of the verified drafts.
+        records: One for each sequence and step, as tuples in the order of ``Record``: making objects would cost more
+            than a step of a small model.
+        ids: The ids that the steps gave, record after record.
+        sources: What each id was drafted by, as in ``Step``.
+        logprobs: Log-probability of each id in nats; 0 where its sequence did not ask for it, empty where none did.
+        drafted: What each verified draft was drafted by, record after record.
     """
 
     records: list[tuple[int, int, int, int, int, int, int, int, int, float]]
@@ -39,13 +50,13 @@ class Decoder(Owned):
     Args:
         engine: The model.
         slots: Sequences at a time, 1 … 64.
-        capacity: Ids of each context, at least 2.
-        costs: Of steps.
-        calibration: Of drafts.
+        capacity: The most ids that one context can hold, at least 2.
+        costs: Seconds that steps of different sizes take, from which the planner chooses the drafts of each step.
+        calibration: How often drafts of each kind were right before; the decoder goes on counting.
         pairs: Correction of the draft heads: tables last (257, R), before (257, R), out (R, 257) and factors of_head
             and of_pair (K - 1), float32; None for none.
         trees: Whether the second-best bytes of heads are drafted as branches; off for comparisons alone.
-        cache: Kind of keys and values.
+        cache: Number format of the cached keys and values.
     """
 
     def __init__(
@@ -68,7 +79,7 @@ class Decoder(Owned):
         )
         self._lock = threading.Lock()
         call, struct = engine.call, None if pairs is None else self._pairs(pairs)
-        pointer = made(
+        pointer = new_pointer(
             lambda out: call.decoder_new(
                 self.session.pointer, slots, capacity, KINDS[cache], trees, costs, calibration, struct, out
             ),
@@ -90,19 +101,19 @@ class Decoder(Owned):
     def set_costs(self, costs: CostTable) -> None:
         """Plan with other costs; what was measured of the rate is forgotten."""
         with self._lock:
-            succeeded(self.engine.call.decoder_set_costs(self.pointer, costs))
+            check_status(self.engine.call.decoder_set_costs(self.pointer, costs))
 
     def calibration(self) -> CalibrationTable:
         """How often drafts were right, until now."""
         table = CalibrationTable()
         with self._lock:
-            succeeded(self.engine.call.decoder_calibration(self.pointer, table))
+            check_status(self.engine.call.decoder_calibration(self.pointer, table))
         return table
 
     def set_calibration(self, calibration: CalibrationTable) -> None:
         """Begin to count from here."""
         with self._lock:
-            succeeded(self.engine.call.decoder_set_calibration(self.pointer, calibration))
+            check_status(self.engine.call.decoder_set_calibration(self.pointer, calibration))
 
     def begin(self, slot: int, ids: Ids, settings: SequenceSettings) -> int:
         """Give a slot to a prompt.
@@ -110,7 +121,7 @@ class Decoder(Owned):
         Args:
             slot: Free, or finished.
             ids: ``EOD`` and the whole prompt.
-            settings: Of its continuation.
+            settings: How the prompt is continued.
 
         Returns:
             Ids that ``prefill`` must read; fewer than there are where a cache holds some of them.
@@ -147,14 +158,14 @@ class Decoder(Owned):
     def end(self, slot: int) -> None:
         """Free a slot; what its cache holds stays for prompts that begin like it."""
         with self._lock:
-            succeeded(self.engine.call.decoder_end(self.pointer, slot))
+            check_status(self.engine.call.decoder_end(self.pointer, slot))
 
     def _run(self, room: "_Room", steps: int, microseconds: int, logprobs: bool) -> Block:
         block = room.block
         block.logprobs = room.logprobs.ctypes.data if logprobs else None
         try:
-            succeeded(self.engine.call.decoder_run(self.pointer, steps, microseconds, block))
-        except Status as status:
+            check_status(self.engine.call.decoder_run(self.pointer, steps, microseconds, block))
+        except StatusError as status:
             raise self._memory() from status
         count, drafted = block.id_count, block.drafted_count
         return Block(
@@ -169,8 +180,8 @@ class Decoder(Owned):
         if answer >= 0:
             return answer
         try:
-            succeeded(-answer)
-        except Status as status:
+            check_status(-answer)
+        except StatusError as status:
             raise GenerationError(NOT_FINITE) if status.not_finite else self._memory() from status
         raise AssertionError
 

@@ -22,8 +22,11 @@ NOT_FINITE: Final = "the model's logits are not finite: its weights have diverge
 _NOT_FINITE, _OUT_OF_MEMORY = 2, 3
 
 
-class Status(Exception):  # noqa: N818  it is told apart and becomes an error of bytelm before a caller sees it
-    """A function of the library did not succeed; ``code`` is its status."""
+class StatusError(Exception):
+    """A function of the library did not succeed; ``code`` is its status.
+
+    It never reaches a user: whoever calls the library makes an error of bytelm of it.
+    """
 
     def __init__(self, code: int) -> None:
         super().__init__(f"the engine answered {code}")
@@ -35,10 +38,10 @@ class Status(Exception):  # noqa: N818  it is told apart and becomes an error of
         return self.code == _NOT_FINITE
 
 
-def succeeded(status: int) -> None:
-    """Raise ``Status`` for what the caller must put into words; everything else is a mistake of ours."""
+def check_status(status: int) -> None:
+    """Raise ``StatusError`` for what the caller must put into words; everything else is a mistake of ours."""
     if status in (_NOT_FINITE, _OUT_OF_MEMORY):
-        raise Status(status)
+        raise StatusError(status)
     assert status == 0, f"the engine refuses an argument ({status})"
 
 
@@ -84,16 +87,21 @@ class Owned:
         )
 
 
-def made(make: Callable[[Any], int], what: str, size_bytes: Callable[[], int]) -> int:
-    """The pointer that a function of the library hands out.
+def new_pointer(make: Callable[[Any], int], what: str, size_bytes: Callable[[], int]) -> int:
+    """The pointer to something new, from a function of the library that makes it.
+
+    Args:
+        make: The function, called with the place that the pointer is written to.
+        what: Name of the thing, for the error message.
+        size_bytes: Memory that it needs, asked for only when there was too little.
 
     Raises:
         GenerationError: There is not enough memory.
     """
     out = c_void_p()
     try:
-        succeeded(make(ctypes.byref(out)))
-    except Status as status:
+        check_status(make(ctypes.byref(out)))
+    except StatusError as status:
         raise out_of_memory(what, size_bytes()) from status
     assert out.value is not None
     return out.value
@@ -138,11 +146,15 @@ class Spare:
 
 
 @contextlib.contextmanager
-def named(size_bytes: int = 1 << 20) -> Iterator[None]:
-    """What the library could not do inside becomes an error of a caller's."""
+def status_errors(size_bytes: Callable[[], int]) -> Iterator[None]:
+    """Turn a ``StatusError`` raised inside the block into an error that tells the caller what to do.
+
+    Args:
+        size_bytes: Memory that a pass needs, asked for only when there was too little.
+    """
     try:
         yield
-    except Status as status:
+    except StatusError as status:
         if status.not_finite:
             raise GenerationError(NOT_FINITE) from status
-        raise out_of_memory("a pass", size_bytes) from status
+        raise out_of_memory("a pass", size_bytes()) from status

@@ -115,12 +115,12 @@ class Record(NamedTuple):
     """What one step gave to one sequence; indices count within the block.
 
     Attributes:
-        slot: Whose step it is.
-        first: Of its ids, sources and log-probabilities, of which there are ``id_count``.
-        id_count: Its ids; the end of a document is never among them.
-        drafted_first: Of its verified drafts, of which there are ``drafted``.
-        drafted: Its verified drafts.
-        accepted: How many of them were right.
+        slot: Slot of the sequence that made the step.
+        first: Index of the first of its ids, sources and log-probabilities.
+        id_count: Number of its ids; the end of a document is never among them.
+        drafted_first: Index of the first of its verified drafts.
+        drafted: Number of its verified drafts.
+        accepted: Number of verified drafts that were right.
         rows: Rows of the pass that belong to the sequence.
         asked: Draft heads that ran before the pass.
         finish: 0 goes on, 1 end of the document, 2 as many ids as were asked for, 3 logits that are not finite.

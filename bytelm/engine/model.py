@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.engine.handles import Owned, Spare, Status, address_of, made, out_of_memory, succeeded
+from bytelm.engine.handles import Owned, Spare, StatusError, address_of, check_status, new_pointer, out_of_memory
 from bytelm.engine.interface import Functions, Shape
 from bytelm.engine.library import Library, load_library, unavailable_reason
 from bytelm.errors import ConfigError
@@ -36,23 +36,23 @@ class Engine(Owned):
     """A model inside the library. ``bytelm.engine.weights`` makes one from a file or from a torch model.
 
     Args:
-        config: Of the trunk.
-        heads: Family and number.
-        vocabulary: What ids stand for.
-        kind: Of the matrices.
-        threads: Of the sessions that decode, the caller's included.
-        library: Loaded; the one of this package where None.
+        config: Shape of the trunk.
+        heads: Family and number of the prediction heads.
+        vocabulary: The ids, and the bytes that each stands for.
+        kind: Number format of the matrices.
+        threads: Threads that decode, the caller's included; the most are 64.
+        library: A library that is loaded; None for the one of this package.
 
     Attributes:
-        config: As given.
-        heads: As given; ``heads.count`` is K.
-        vocabulary: As given.
-        kind: Of the matrices.
-        threads: As given.
+        config: Shape of the trunk.
+        heads: Family and number of the prediction heads; ``heads.count`` is K.
+        vocabulary: The ids, and the bytes that each stands for.
+        kind: Number format of the matrices.
+        threads: Threads that decode, the caller's included.
         isa: Instruction set of the library's variant.
         layers: Layers of the trunk.
-        all_layers: These and the blocks of the heads.
-        source: File that its weights were read from; None for none.
+        all_layers: Layers of the trunk and transformer blocks of the heads.
+        source: File that the weights were read from; None for a model that was never a file.
         spare: Decoders that nobody uses at the moment.
 
     Raises:
@@ -89,7 +89,7 @@ class Engine(Owned):
         local = np.array([kind == "local" for kind in kinds], np.uint8)
         shape, address = self._shape(), address_of(local, np.uint8, self.all_layers)
         try:
-            pointer = made(
+            pointer = new_pointer(
                 lambda out: self.call.model_new(ctypes.byref(shape), address, self.all_layers, out),
                 "a model's layers",
                 lambda: self.all_layers * 1024,
@@ -145,11 +145,11 @@ class Engine(Owned):
 
         Args:
             part: ``WeightPart`` in model.cpp.
-            index: Of the layer or the head; 0 where there is one alone.
-            weight: float32, or bfloat16 as uint16; of as many numbers as ``elements`` says.
+            index: Number of the layer or the head that the weight belongs to; 0 where there is only one such weight.
+            weight: float32, or bfloat16 as uint16; ``elements`` says how many numbers.
 
         Raises:
-            Status: A number is not finite.
+            StatusError: A number is not finite.
             GenerationError: There is not enough memory.
         """
         dtype = np.dtype(np.uint16 if weight.dtype == np.uint16 else np.float32)
@@ -157,8 +157,8 @@ class Engine(Owned):
         assert size > 0, f"a model of this shape has no weight ({part}, {index})"
         address = address_of(weight, dtype, size)
         try:
-            succeeded(self.call.model_set(self.pointer, part, index, int(dtype == np.uint16), address, size))
-        except Status as status:
+            check_status(self.call.model_set(self.pointer, part, index, int(dtype == np.uint16), address, size))
+        except StatusError as status:
             if status.not_finite:
                 raise
             raise out_of_memory("the model's weights", size * 4) from status

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from bytelm.engine.handles import Floats, Ids, Owned, address_of, made, named, succeeded
+from bytelm.engine.handles import Floats, Ids, Owned, address_of, check_status, new_pointer, status_errors
 from bytelm.engine.model import ATTEND, KINDS, MOST_ROWS, MOST_SLOTS, Engine
 
 CacheKind = Literal["float32", "bfloat16"]
@@ -22,9 +22,9 @@ class Session(Owned):
 
     Args:
         engine: The model.
-        rows: Of a pass, at most.
-        capacity: Ids of a cache that is attended to, at most.
-        threads: The caller's included; the engine's where None.
+        rows: The most rows that one pass can have.
+        capacity: The most ids of a cache that a pass can attend to.
+        threads: Threads that compute, the caller's included; None for those of the engine.
     """
 
     def __init__(self, engine: Engine, *, rows: int, capacity: int, threads: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Session(Owned):
         self.threads = engine.threads if threads is None else threads
         self._lock = threading.Lock()
         call = engine.call
-        pointer = made(
+        pointer = new_pointer(
             lambda out: call.session_new(engine.pointer, self.threads, rows, capacity, out),
             f"passes of {rows} rows",
             self._size_bytes,
@@ -54,8 +54,8 @@ class Session(Owned):
         """
         assert ids.ndim == 1
         assert len(ids) <= cache.capacity - cache.length
-        with self._lock, named():
-            succeeded(
+        with self._lock, status_errors(self._size_bytes):
+            check_status(
                 self.engine.call.prefill(self.pointer, cache.pointer, address_of(ids, np.int32, len(ids)), len(ids))
             )
 
@@ -63,9 +63,9 @@ class Session(Owned):
         """One pass over rows of some sequences; ``accept`` then makes rows real, before the next pass.
 
         Args:
-            caches: Of the sequences, each another one.
-            rows: Of each.
-            ids: Of all rows, one sequence behind the other.
+            caches: One cache for each sequence; no cache stands there twice.
+            rows: Number of rows of each sequence.
+            ids: One id for each row, sequence after sequence.
             parents: The row, within its sequence, that each row continues; -1 for the first. Chains where None.
 
         Returns:
@@ -81,8 +81,8 @@ class Session(Owned):
         pointers = np.array([cache.pointer for cache in caches], np.uintp)
         counts = np.array(rows, np.int32)
         logits = np.empty((total, self.engine.config.vocabulary_size), np.float32)
-        with self._lock, named():
-            succeeded(
+        with self._lock, status_errors(self._size_bytes):
+            check_status(
                 getattr(self.engine.call, "pass")(
                     self.pointer,
                     len(caches),
@@ -99,15 +99,15 @@ class Session(Owned):
         """Make rows of the last pass of a cache real.
 
         Args:
-            cache: Whose rows.
-            count: How many: those of ``path``, or the first ones.
-            first: Number of the sequence's row 0 in the pass.
-            rows: Of the sequence in the pass.
-            path: Rows in the order of their depth; None for a chain.
+            cache: Cache of the sequence that the rows belong to.
+            count: Number of rows: those of ``path``, or the first ones.
+            first: Place of the sequence's first row in the pass.
+            rows: Number of rows that the sequence had in the pass.
+            path: The rows that become real, from the shallowest to the deepest; None for a chain.
         """
         address = None if path is None else address_of(path, np.int32, count)
         with self._lock:
-            succeeded(self.engine.call.accept_path(self.pointer, cache.pointer, first, rows, address, count))
+            check_status(self.engine.call.accept_path(self.pointer, cache.pointer, first, rows, address, count))
 
     def draft_head(self, cache: "Cache", head: int) -> Floats:
         """Logits (V,) of head 1 … K - 1 after the last accepted id; after each accept in ascending order, from 1."""
@@ -115,17 +115,17 @@ class Session(Owned):
         logits = np.empty(self.engine.config.vocabulary_size, np.float32)
         with self._lock:
             address = address_of(logits, np.float32, logits.size)
-            succeeded(self.engine.call.draft_head(self.pointer, cache.pointer, head, address))
+            check_status(self.engine.call.draft_head(self.pointer, cache.pointer, head, address))
         return logits
 
     def score_window(self, cache: "Cache", ids: Ids, *, reads: int, heads: int = 1) -> tuple[Floats, Ids]:
         """What some heads make of the ids behind each id of a window; the cache is filled afresh.
 
         Args:
-            cache: Of at least ``reads`` ids.
-            ids: What is read, and what is known behind it.
-            reads: Ids that are read.
-            heads: The first k; 1 where heads attend.
+            cache: A cache whose capacity is at least ``reads``.
+            ids: The ids that are read, and those behind them that are only scored.
+            reads: Number of ids that are read.
+            heads: Number k of heads that score, from head 0 on; 1 for a family whose heads attend.
 
         Returns:
             (reads, k): -log of the probability of ids[t + 1 + head], nats, 0 where there is no such id; and the id
@@ -137,8 +137,8 @@ class Session(Owned):
         assert 1 <= reads <= min(len(ids), cache.capacity) and 1 <= heads <= self.engine.heads.count
         assert heads == 1 or self.engine.heads.family not in ATTEND
         nats, best = np.empty((reads, heads), np.float32), np.empty((reads, heads), np.int32)
-        with self._lock, named():
-            succeeded(
+        with self._lock, status_errors(self._size_bytes):
+            check_status(
                 self.engine.call.score_window(
                     self.pointer,
                     cache.pointer,
@@ -158,14 +158,14 @@ class Cache(Owned):
 
     Args:
         engine: The model.
-        capacity: Ids at most.
-        kind: Of keys and values.
+        capacity: The most ids that it can hold.
+        kind: Number format of keys and values.
     """
 
     def __init__(self, engine: Engine, capacity: int, kind: CacheKind = "float32") -> None:
         self.engine, self.capacity = engine, capacity
         call = engine.call
-        pointer = made(
+        pointer = new_pointer(
             lambda out: call.cache_new(engine.pointer, capacity, KINDS[kind], out),
             f"a context of {capacity} ids",
             lambda: cache_bytes(engine, capacity, kind),
@@ -180,7 +180,7 @@ class Cache(Owned):
     def truncate(self, length: int) -> None:
         """Forget all ids from ``length`` on."""
         assert 0 <= length <= self.length
-        succeeded(self.engine.call.cache_truncate(self.pointer, length))
+        check_status(self.engine.call.cache_truncate(self.pointer, length))
 
 
 def cache_bytes(engine: Engine, capacity: int, kind: CacheKind) -> int:

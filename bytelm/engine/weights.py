@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bytelm.device import choose_decoding_threads
-from bytelm.engine import Engine, MatrixKind, Status
+from bytelm.engine import Engine, MatrixKind, StatusError
 from bytelm.engine.library import Library, load_library
 from bytelm.errors import CheckpointError, weight_not_finite
 from bytelm.model_shape import HeadsShape, TrunkShape, trunk_layers
@@ -282,7 +282,7 @@ def _check(path: Path, wanted: list[Weight], found: Mapping[str, npt.NDArray[Any
 def _set(engine: Engine, weight: Weight, numbers: npt.NDArray[Any], place: str) -> None:
     try:
         engine.set_weight(weight.part, weight.index, numbers)
-    except Status as status:
+    except StatusError as status:
         raise weight_not_finite(place, weight.name) from status
 
 

@@ -10,11 +10,13 @@ disturb little; the ratio of a step with all heads over one with one head is the
 ``kept`` is the share of the extra bytes per step (beyond the one that plain decoding gives) that remains, over equal
 weights. Bytes per step are those of the last validation: how far the heads agree with held-out text, by greedy choices.
 
-A run that is finished in OUT is not trained again. The last line is one JSON object.
+A run that is finished in OUT is not trained again; one that was cut off is begun anew, for its seconds count. The last
+line is one JSON object.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -23,8 +25,9 @@ from typing import Any, Final
 import torch
 from machine import machine
 
-from bytelm.config import PRESETS, RunConfig
+from bytelm.config import RunConfig
 from bytelm.events import Finished, Progress
+from bytelm.presets import PRESETS
 from bytelm.run_log import read_log
 from bytelm.train import train
 
@@ -47,7 +50,7 @@ def arms(heads: int) -> dict[str, list[str]]:
 
 
 def trained(corpus: str, run: Path, changes: list[str], seed: int, steps: int) -> dict[str, float]:
-    """Train a run, or go on with it; its last validation and the processor seconds of a step."""
+    """Train a run unless that was done before; its last validation and the processor seconds of the whole run."""
     config = RunConfig.build(
         "tiny",
         [
@@ -62,8 +65,9 @@ def trained(corpus: str, run: Path, changes: list[str], seed: int, steps: int) -
     )
     result = run / "seconds.json"
     if not result.exists():
+        shutil.rmtree(run, ignore_errors=True)
         begun_s = time.process_time()
-        for event in train(config, corpus, run, resume="auto"):
+        for event in train(config, corpus, run):
             if isinstance(event, Finished) and event.reason == "budget":
                 result.write_text(json.dumps({"seconds": time.process_time() - begun_s}), encoding="utf-8")
     last = [record for record in read_log(run) if record["kind"] == "validation"][-1]
@@ -82,7 +86,8 @@ def seconds_of_a_step(corpus: str, changes: dict[str, list[str]], folder: Path, 
             config = RunConfig.build("tiny", [*own, "train.steps=24", "train.threads=1", "train.sample_bytes=0"])
             config = config.with_changes([f"train.seed={turn}", "train.validation_bytes=1024"])
             run, begun_s = folder / f"{name.replace(' ', '-')}-{turn}", 0.0
-            for event in train(config, corpus, run, resume="auto"):
+            shutil.rmtree(run, ignore_errors=True)
+            for event in train(config, corpus, run):
                 if isinstance(event, Progress):
                     if event.step == 20:
                         found[name].append(time.process_time() - begun_s)

@@ -6,12 +6,16 @@
 each kind as many bytes are scored as ``--limit-bytes`` says, in pieces from evenly spread places: by head 0, by zstd
 and xz from the same pieces joined, and by what all heads, drafting, would accept on this very text. Then some pieces
 are continued greedily, plain and as ``bytelm generate`` does it, in turn, and their bytes compared: seconds of the
-processor, on one thread; the engine has read the prompt before. Tables in Markdown come first; the last line is one
-JSON object.
+processor, on one thread; the engine has read the prompt before. Last, tables of random words are scored when they are
+shown first and when the same table stands before them: what a model copies from its context. Tables in Markdown come
+first; the last line is one JSON object.
 """
 
 import argparse
 import json
+import math
+import random
+import string
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +44,8 @@ KINDS: Final = {
 }
 CONTINUED: Final = ("Python", "English documentation")
 PROMPT_BYTES: Final = 192
+COPIED_TABLES: Final = 20
+ROWS_OF_TABLE: Final = 16
 
 
 def texts(folder: Path, patterns: tuple[str, ...]) -> list[bytes]:
@@ -102,6 +108,21 @@ def speeds(done: list[dict[str, tuple[Generation, float]]]) -> dict[str, float]:
     }
 
 
+def copied(model: LanguageModel) -> dict[str, float]:
+    """Bits per byte of tables of random words, at first and when the same table stands before them."""
+    source = random.Random(0)
+
+    def word() -> str:
+        return "".join(source.choices(string.ascii_lowercase, k=8))
+
+    bits: dict[str, list[float]] = {"first": [], "again": []}
+    for _ in range(COPIED_TABLES):
+        table = "".join(f"{word()} {word()}\n" for _ in range(ROWS_OF_TABLE))
+        for place, before in (("first", ""), ("again", table)):
+            bits[place].append(-float(model.score(before, table).sum()) / math.log(2) / len(table))
+    return {place: sum(several) / len(several) for place, several in bits.items()}
+
+
 def tables(kinds: dict[str, dict[str, Any]], spoken: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Lines for people, as a card has them."""
     yield "| held-out text | scored | bits per byte | zstd -19 | xz -9 | bytes a step, drafts on this text |"
@@ -147,10 +168,12 @@ def main() -> None:
     kinds = {name: scored(model, documents, asked.limit_bytes) for name, documents in found.items()}
     chosen = [name for name in CONTINUED if name in found]
     spoken = {name: continued(model, found[name], asked.prompts, asked.max_bytes) for name in chosen}
+    copies = copied(model)
     print("\n".join(tables(kinds, spoken)))
+    print(f"\na table of random words: {copies['first']:.2f} bits per byte at first, {copies['again']:.2f} shown again")
     counts = model.model.parameter_counts()
     facts = {"machine": machine(), "decoded_by": str(model.decoded_by), "parameters": counts}
-    print(json.dumps(facts | {"scored": kinds, "continued": spoken}))
+    print(json.dumps(facts | {"scored": kinds, "continued": spoken, "copied": copies}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from bytelm.cli import console, early
 from bytelm.cli.app import COMMANDS as NAMES
 from bytelm.cli.app import make_app, run
 from bytelm.cli.generate_view import SafeText
-from bytelm.config import PRESETS
 from bytelm.tasks import TASKS
 
 COMMANDS = [*NAMES]
@@ -139,9 +138,8 @@ def test_a_typo_imports_nothing_large(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
-def test_names_that_are_known_early_are_all_there_are() -> None:
+def test_the_tasks_that_are_known_early_are_all_there_are() -> None:
     assert list(early.TASKS) == list(TASKS)
-    assert list(early.PRESETS) == list(PRESETS)
 
 
 def test_every_option_that_counts_bytes_takes_sizes() -> None:

@@ -23,7 +23,7 @@ from bytelm.checkpoint import checkpoints, load_model, load_snapshot
 from bytelm.cli import app
 from bytelm.cli.dashboard import TrainingView
 from bytelm.cli.quantities import duration, parse_duration, parse_size, size
-from bytelm.cli.train import _validated_often
+from bytelm.cli.train import validated_often
 from bytelm.config import RunConfig, describe_settings
 from bytelm.data.ingest import ingest
 from bytelm.errors import ConfigError
@@ -626,5 +626,5 @@ def test_sizes_and_durations_are_short_to_read() -> None:
     ],
 )
 def test_a_run_is_validated_often_enough_to_draw_a_curve(changes: list[str], every: int) -> None:
-    config = _validated_often(RunConfig.build("tiny", changes), changes)
+    config = validated_often(RunConfig.build("tiny", changes), changes)
     assert config.train.validate_every_steps == every
