@@ -229,6 +229,9 @@ class TrainConfig(_Section):
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
     log_every_steps: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     validate_every_steps: int = Field(default=200, ge=1, description="steps between two validations")
+    spread_validations: int = Field(
+        default=0, ge=0, le=1000, description="further validations, spread evenly over the budget, whatever it counts"
+    )
     validation_bytes: int = Field(
         default=81_920, ge=1, description="bytes scored in one validation, always the same ones"
     )

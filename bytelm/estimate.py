@@ -213,17 +213,19 @@ def measure(job: Job, *, accumulation: int) -> Speed:
 def _left(job: Job, elapsed_s: float, step_bytes: int, step_s: float, validation_s: float) -> tuple[int, float]:
     """Steps and seconds until the budget is spent."""
     settings, state = job.config.train, job.state
-    every = settings.validate_every_steps
+    every, spread = settings.validate_every_steps, settings.spread_validations
     if settings.time_budget_s is not None:
         time_left_s = max(0.0, settings.time_budget_s - elapsed_s)
-        return math.ceil(time_left_s / (step_s + validation_s / every)), time_left_s
+        in_steps_s = time_left_s - spread * validation_s * time_left_s / settings.time_budget_s
+        return math.ceil(max(step_s, in_steps_s) / (step_s + validation_s / every)), time_left_s
     if settings.steps is not None:
         end = settings.steps
     else:
         assert settings.bytes is not None
         end = state.step + math.ceil((settings.bytes - state.bytes_seen) / step_bytes)
     steps = max(0, end - state.step)
-    validations = end // every - state.step // every + (end % every != 0) if steps else 0
+    besides = {-(-end * part // spread) for part in range(1, spread + 1)} | {end}
+    validations = end // every - state.step // every + sum(step > state.step and step % every > 0 for step in besides)
     return steps, steps * step_s + validations * validation_s
 
 

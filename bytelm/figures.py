@@ -201,7 +201,7 @@ def byte_bars(counts: Sequence[int]) -> str:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(_WIDE, 3.0)
         used = [byte for byte, count in enumerate(counts) if count]
-        axes.bar(used, [counts[byte] / total for byte in used], width=1.0, **_BARS)
+        axes.bar(used, [counts[byte] / total for byte in used], width=1.0, color=_BARS["color"])  # too narrow for edges
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.9f}".rstrip("0").rstrip(".") + "%")
         axes.set_xlim(-1, 256)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from bytelm.utf8 import shown
+
 _BY_THEME: Final = {"#000000": "currentColor", "#16191d": "currentColor", "#e6e8eb": "var(--line, #e6e8eb)"}
 """Colours of a figure that a dark page needs otherwise: letters, ink, grid."""
 
@@ -20,13 +22,13 @@ def page(name: str, body: Iterable[str], *, made_by: str) -> str:
         body: Its parts, as HTML.
         made_by: The command that made it, as plain text.
     """
-    return _TEMPLATE.format(name=html.escape(name), style=_STYLE, body="\n".join(body), made_by=html.escape(made_by))
+    return _TEMPLATE.format(name=as_html(name), style=_STYLE, body="\n".join(body), made_by=html.escape(made_by))
 
 
 def tiles(facts: Sequence[tuple[str, str]]) -> str:
     """Figures at a glance: value and what it is, as plain text."""
     cells = "".join(
-        f"<div><strong>{html.escape(value)}</strong><span>{html.escape(what)}</span></div>" for value, what in facts
+        f"<div><strong>{as_html(value)}</strong><span>{as_html(what)}</span></div>" for value, what in facts
     )
     return f'<div class="tiles">{cells}</div>'
 
@@ -70,10 +72,21 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<div class='wide'><table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
+def as_html(text: str) -> str:
+    """Plain text as HTML, its control characters escaped as on a terminal."""
+    return html.escape(shown(text))
+
+
+def words(text: str) -> str:
+    """Plain text that may be long, such as a path, for a cell that breaks where it is too wide; HTML."""
+    return f"<span class='words'>{as_html(text)}</span>"
+
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #16191d; --ground: #fff; --faint: #5b626c; --line: #d9dce1; --soft: #f6f7f9; }
 @media (prefers-color-scheme: dark) {
-:root { --ink: #e4e7eb; --ground: #14171b; --faint: #9aa3ae; --line: #363c45; --soft: #1e2329; } }
+:root { --ink: #e4e7eb; --ground: #14171b; --faint: #9aa3ae; --line: #363c45; --soft: #1e2329; }
+svg { filter: brightness(1.35); } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 60rem;
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
@@ -84,6 +97,7 @@ svg { width: 100%; max-width: 44rem; height: auto; } svg text { fill: currentCol
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; } .panels svg { flex: 1 1 15rem; width: 15rem; max-width: 22rem; }
 table { border-collapse: collapse; font-size: .87rem; } th, td { padding: .3rem .6rem; text-align: right; }
 td { white-space: nowrap; }
+.words { display: inline-block; max-width: 14rem; white-space: normal; overflow-wrap: anywhere; }
 th { border-bottom: 1px solid var(--faint); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 pre { white-space: break-spaces; overflow-wrap: anywhere; font: .87rem/1.5 ui-monospace, monospace;

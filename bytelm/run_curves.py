@@ -1,15 +1,13 @@
 """The parts of a page that show how runs went: of one run head by head, of several runs one over the other."""
 
-import html
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, get_args
 
 from bytelm import figures
 from bytelm.figures import Line
 from bytelm.history import Axis, History, Points, at
-from bytelm.page import section, table, tabs
+from bytelm.page import as_html, section, table, tabs, words
 from bytelm.palette import head_colour
-from bytelm.utf8 import shown
 
 UNKNOWN: Final = "–"
 _INK: Final = "#16191d"
@@ -69,7 +67,7 @@ def parts_of_several(histories: Sequence[History]) -> Iterator[str]:
         return trained + _a_line_each(histories, colours, lambda history: history.held_out(axis))
 
     if (said := different_data(histories)) is not None:
-        yield f"<p class='warning'><b>{html.escape(said)}</b></p>"
+        yield f"<p class='warning'><b>{as_html(said)}</b></p>"
     yield section("Runs", table(_TITLES, (_row(history) for history in histories)), _RUNS_NOTE)
     yield section("Bits per byte", _over_axes("bits", bits, "bits per byte, head 0"), _OVERLAID_NOTE)
     if any(history.heads > 1 and history.validations for history in histories):
@@ -157,14 +155,10 @@ def _samples(history: History) -> Iterator[str]:
     places = sorted({round(place * (len(written) - 1) / (_MOST_SAMPLES - 1)) for place in range(_MOST_SAMPLES)})
     samples = "".join(
         f"<pre class='sample'><span class='step'>step {written[place]['step']:,}</span> "
-        f"<b>{_text(written[place].get('prompt') or '')}</b>{_text(written[place]['sample'])}</pre>"
+        f"<b>{as_html(written[place].get('prompt') or '')}</b>{as_html(written[place]['sample'])}</pre>"
         for place in places
     )
     yield section("What it wrote", samples, _SAMPLES_NOTE)
-
-
-def _text(text: str) -> str:
-    return html.escape(shown(text))
 
 
 def _row(history: History) -> list[str]:
@@ -177,7 +171,7 @@ def _row(history: History) -> list[str]:
     heads = "" if history.config is None else f"{history.config.heads.family} × "
     operations = history.place(last, "operations")
     return [
-        html.escape(history.name),
+        as_html(history.name),
         _or_dash(history.parameters, _in_millions),
         f"{heads}{history.heads}",
         f"{last['step']:,}",
@@ -222,12 +216,12 @@ def _different_settings(histories: Sequence[History]) -> Iterator[str]:
     flat = [{f"{section}.{key}": value for section in tree for key, value in tree[section].items()} for tree in trees]
     flat = [{"corpus": one.corpus or UNKNOWN, **settings} for one, settings in zip(histories, flat, strict=True)]
     rows = [
-        [f"<code>{html.escape(name)}</code>", *(html.escape(shown(str(settings.get(name, "–")))) for settings in flat)]
+        [f"<code>{as_html(name)}</code>", *(words(str(settings.get(name, "–"))) for settings in flat)]
         for name in dict.fromkeys(name for settings in flat for name in settings)
         if len({str(settings.get(name)) for settings in flat}) > 1
     ]
     if rows:
-        titles = ["setting", *(html.escape(history.name) for history in histories)]
+        titles = ["setting", *(as_html(history.name) for history in histories)]
         yield section("Settings that differ", table(titles, rows))
 
 

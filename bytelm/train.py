@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from bytelm.checkpoint import Snapshot, find_newest_sound, set_aside
-from bytelm.config import RunConfig
+from bytelm.config import RunConfig, TrainConfig
 from bytelm.corpora import Given
 from bytelm.decode import decode_steps
 from bytelm.engine.library import load_library, unavailable_reason
@@ -155,7 +155,7 @@ def train(
             if finished or state.step % settings.log_every_steps == 0:
                 yield from log(job, learnt, min(fraction, 1.0))
             best = False
-            if job.held_out and (finished or state.step % settings.validate_every_steps == 0):
+            if job.held_out and (finished or validation_due(settings, state.step, begin, fraction)):
                 if state.saved_step is None and learnt.fault is None:  # what goes wrong in the first one loses nothing
                     state.safety.validation_due = True
                     yield from save(job)
@@ -186,6 +186,25 @@ def train(
             elapsed_s=job.clock.elapsed_s(),
             checkpoint=state.checkpoint,
         )
+
+
+def validation_due(settings: TrainConfig, step: int, begin: float, end: float) -> bool:
+    """Whether a validation follows a step.
+
+    Args:
+        settings: ``validate_every_steps`` and ``spread_validations`` say it.
+        step: Steps that are done.
+        begin: Share of the budget that was spent before the step, 0 … 1. It counts a validation that came before, so
+            validations that take long against a budget of time are fewer, and never follow each other without a step.
+        end: The same after the step.
+
+    Example:
+        >>> spread = TrainConfig(steps=16, validate_every_steps=1000, spread_validations=4)
+        >>> [step for step in range(1, 17) if validation_due(spread, step, (step - 1) / 16, step / 16)]
+        [4, 8, 12, 16]
+    """
+    parts = settings.spread_validations
+    return step % settings.validate_every_steps == 0 or int(end * parts) > int(begin * parts)
 
 
 def count(job: Job, learnt: Learnt, step_bytes: int, seconds: float) -> None:

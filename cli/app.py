@@ -83,7 +83,7 @@ def _common(
 ) -> None:
     del debug, version  # read by run() and by the callback
     if context.invoked_subcommand is None:
-        console.result(context.get_help())
+        console.result(context.get_help(), whole=True)
 
 
 def run(arguments: list[str] | None = None) -> int:

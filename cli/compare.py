@@ -146,10 +146,10 @@ def _compare(
         console.print_json(facts)
     else:
         for sentence in sentences(comparison):
-            console.result(console.shown(sentence))
-        console.result(console.shown(str(out / PATH_OF_PAGE)))
+            console.result(sentence)
+        console.result(console.one_line(out / PATH_OF_PAGE), whole=True)
     if comparison.stopped:
-        console.say(f"stopped, and all is saved; go on with: {console.shown(shlex.join(['bytelm', *sys.argv[1:]]))}")
+        console.say(f"stopped, and all is saved; go on with: {shlex.join(['bytelm', *sys.argv[1:]])}", whole=True)
         return console.EXIT_INTERRUPTED
     if comparison.failed:
         console.say(f"{len(comparison.failed)} runs failed; the same command tries them again")

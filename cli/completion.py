@@ -21,4 +21,4 @@ def completion(
     if as_json:
         console.print_json({"shell": shell, "script": script})
     else:
-        console.result(script)
+        console.result(script, whole=True)

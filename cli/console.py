@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bytelm.utf8 import shown
 
@@ -32,10 +33,10 @@ def people() -> "Console":
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=False)
 
 
-def say(line: str) -> None:
-    """One line for people, on stderr."""
+def say(line: str, *, whole: bool = False) -> None:
+    """One line for people, on stderr; on a terminal it is broken between words, unless it is to stay whole."""
     with contextlib.suppress(OSError):  # who closes the place for such lines does not want them
-        print(line, file=sys.stderr, flush=True)  # noqa: T201  the one place that prints lines
+        print(_readable(line, sys.stderr, whole=whole), file=sys.stderr, flush=True)  # noqa: T201  prints all lines
 
 
 def busy(line: str) -> None:
@@ -44,19 +45,42 @@ def busy(line: str) -> None:
         say(f"{line} …")
 
 
-def result(line: str) -> None:
-    """One line of a command's result, on stdout."""
-    print(line, flush=True)  # noqa: T201  the one place that prints results
+def result(line: str, *, whole: bool = False) -> None:
+    """One line of a command's result, on stdout; broken as ``say`` does it. Paths and commands stay whole."""
+    _print(_readable(line, sys.stdout, whole=whole))
 
 
 def print_json(value: Mapping[str, Any]) -> None:
     """The one JSON object of ``--json``, on stdout."""
-    result(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    _print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  the one place that prints results
+
+
+def _readable(text: str, stream: TextIO, *, whole: bool) -> str:
+    """Text that a terminal does not obey, its lines broken between words where the terminal would break words."""
+    text = shown(text)
+    if whole or not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    return "\n".join(_broken(line, columns) for line in text.split("\n"))
+
+
+def _broken(line: str, columns: int) -> str:
+    if len(line) <= columns:
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    parts = textwrap.wrap(
+        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, expand_tabs=False
+    )
+    return "\n".join(parts)
 
 
 def fail(message: str) -> None:
     """The one line of a failed command, on stderr."""
-    say(f"error: {shown(' '.join(message.split()))}")
+    say(f"error: {' '.join(message.split())}")
 
 
 def program() -> str:

@@ -41,6 +41,6 @@ def doctor(
 
 
 def _show(finding: "Finding") -> None:
-    console.result(console.shown(f"{_MARKS[finding.state]:<6} {finding.part}: {finding.text}"))
+    console.result(f"{_MARKS[finding.state]:<6} {finding.part}: {finding.text}")
     if finding.remedy is not None:
-        console.result(console.shown(f"       remedy: {finding.remedy}"))
+        console.result(f"       remedy: {finding.remedy}")

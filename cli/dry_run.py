@@ -32,7 +32,7 @@ def dry_run(config: "RunConfig", corpus: list[str], out: Path, *, resume: Any, a
         console.print_json({"dry_run": True, "run": str(out), **asdict(told), "memory_bytes": told.memory.total})
     else:
         for name, text in _lines(told):
-            console.result(f"{name:<11} {console.shown(text)}")
+            console.result(f"{name:<11} {text}")
     return console.EXIT_OK
 
 

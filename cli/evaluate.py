@@ -194,7 +194,7 @@ def evaluate(
         summary["tasks"][name] = facts
         if not as_json:
             for line in found.lines:
-                console.result(console.shown(line))
+                console.result(line)
         try:
             kept.append(str(keep(folder, checkpoint, name, facts, found.samples if samples else ())))
         except StorageError as error:

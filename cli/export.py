@@ -35,4 +35,4 @@ def export(
     if as_json:
         console.print_json({"model": str(folder), "bytes": size, "dtype": dtype.value})
     else:
-        console.result(f"{console.shown(str(folder))}, {size / 1e6:.2f} MB in {dtype.value}")
+        console.result(f"{console.one_line(folder)}, {size / 1e6:.2f} MB in {dtype.value}")

@@ -182,7 +182,7 @@ def generate(
         if stats:
             console.people().print(_table(generation))
             console.say(f"decoded by {model.decoded_by}")
-            console.say(f"plan: {_origin(model)}; bytelm tune {console.shown(str(run))} measures this machine")
+            console.say(f"plan: {_origin(model)}; bytelm tune {console.one_line(run)} measures this machine")
     return console.EXIT_INTERRUPTED if interrupted else console.EXIT_OK
 
 

@@ -361,7 +361,7 @@ def _summary(report: "IngestReport") -> Iterator[str]:
     yield f"of all bytes {', '.join(f'{share:.1%} {name}' for name, share in report.shares.items())}"
     if report.largest_binary:
         largest = ", ".join(
-            f"{console.shown(name)} ({size(raw_bytes)}, {kind})" for name, kind, raw_bytes in report.largest_binary
+            f"{console.one_line(name)} ({size(raw_bytes)}, {kind})" for name, kind, raw_bytes in report.largest_binary
         )
         yield f"most binary bytes: {largest}; leave them out with --exclude PATTERN, or all with --only text"
     skipped = ", ".join(_skipped(reason, count) for reason, count in report.skipped.items())
@@ -377,10 +377,10 @@ def _summary(report: "IngestReport") -> Iterator[str]:
     if report.faults:
         yield "left out, for something was wrong:"
         for fault in report.faults[:_FAULTS_SHOWN]:
-            yield f"  {console.shown(fault)}"
+            yield f"  {console.one_line(fault)}"
         if len(report.faults) > _FAULTS_SHOWN:
             yield "  and more; --json names up to 1,000"
-    yield f"corpus {console.shown(name_of(report.corpus))}, fingerprint {report.fingerprint}"
+    yield f"corpus {console.one_line(name_of(report.corpus))}, fingerprint {report.fingerprint}"
 
 
 def _kinds(kinds: "dict[str, Count]") -> str:
@@ -426,10 +426,10 @@ def _list(sources: list[str], out: str, read: "ReadOptions", *, as_json: bool) -
         if as_json:
             listed.append({"name": text, **detail})
         elif isinstance(found, Skipped):
-            console.result(f"{'passed over':>12}  {console.shown(text)} ({found.reason})")
+            console.result(f"{'passed over':>12}  {console.one_line(text)} ({found.reason})", whole=True)
         else:
             part = f" (part {found.part + 1} of {found.parts})" if found.parts > 1 else ""
-            console.result(f"{size(found.stored_bytes):>12}  {console.shown(text)}{part}")
+            console.result(f"{size(found.stored_bytes):>12}  {console.one_line(text)}{part}", whole=True)
     if as_json:
         console.print_json({"units": units, "stored_bytes": stored_bytes, "skipped": skipped, "listed": listed})
         return

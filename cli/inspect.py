@@ -140,14 +140,14 @@ def _show_corpus(facts: dict[str, Any], page: Path | None) -> None:
         if len(verified["damages"]) > _DAMAGES_SHOWN:
             terminal.print(f"and {len(verified['damages']) - _DAMAGES_SHOWN:,} more; --json names all")
         if verified["unnamed"]:
-            names = ", ".join(map(console.shown, verified["unnamed"]))
+            names = ", ".join(map(console.one_line, verified["unnamed"]))
             terminal.print(f"no part of the corpus, and never read: {names}")
         terminal.print(
             f"checked {verified['shards']:,} shards, {verified['frames']:,} frames, {size(verified['raw_bytes'])} in "
             f"{verified['elapsed_s']:.1f} s: {'whole' if verified['whole'] else 'DAMAGED'}"
         )
     if page is not None:
-        terminal.print(f"page {console.shown(facts['html'])}", soft_wrap=True)
+        terminal.print(f"page {console.one_line(facts['html'])}", soft_wrap=True)
 
 
 def _inspect_run(path: Path, *, as_json: bool) -> None:

@@ -1,14 +1,12 @@
 """One page about a corpus: what is in it, how long its documents are, which bytes they hold, some of them."""
 
-import html
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bytelm import figures
-from bytelm.cli import console
 from bytelm.cli.quantities import size
-from bytelm.page import page, section, table, tiles
+from bytelm.page import as_html, page, section, table, tiles
 
 _MOST_KINDS: Final = 24
 _MARKS: Final = {"0.1": "10%", "0.5": "half", "0.9": "90%", "0.99": "99%"}
@@ -43,11 +41,11 @@ def _parts(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts.get("samples"):
         yield section("Samples", "".join(map(_sample, facts["samples"])), _SAMPLES_NOTE)
     sources = [
-        (f"<code>{html.escape(source['name'])}</code>", f"{source['documents']:,}", size(source["raw_bytes"]))
+        (f"<code>{as_html(source['name'])}</code>", f"{source['documents']:,}", size(source["raw_bytes"]))
         for source in facts["sources"]
     ]
     yield section("Sources", table(("source", "documents", "bytes"), sources))
-    settings = html.escape(json.dumps(facts["ingestions"], indent=2, ensure_ascii=False))
+    settings = as_html(json.dumps(facts["ingestions"], indent=2, ensure_ascii=False))
     yield f"<details><summary>Ingestions</summary><pre>{settings}</pre></details>"
 
 
@@ -71,7 +69,7 @@ def _figures_at_a_glance(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _splits(facts: Mapping[str, Any]) -> str:
     rows = [
         (
-            html.escape(name),
+            as_html(name),
             f"{split['documents']:,}",
             size(split["raw_bytes"]),
             size(split["packed_bytes"]),
@@ -99,8 +97,8 @@ def _sample(sample: Mapping[str, Any]) -> str:
     if not sample["whole"]:
         about += " · a part of a document"
     more = "…" if sample["raw_bytes"] > sample["shown_bytes"] else ""
-    text = html.escape(console.shown(sample["beginning"]))
-    return f"<p class='note'>{html.escape(about)}</p><pre class='sample'>{text}{more}</pre>"
+    text = as_html(sample["beginning"])
+    return f"<p class='note'>{as_html(about)}</p><pre class='sample'>{text}{more}</pre>"
 
 
 def _fingerprint_note(facts: Mapping[str, Any]) -> str:
@@ -127,7 +125,7 @@ def _bytes_note(found: Mapping[str, Any]) -> str:
 
 
 def _words(reason: str) -> str:
-    return html.escape(reason.replace("_", " "))
+    return as_html(reason.replace("_", " "))
 
 
 _KINDS_NOTE = "By name and first bytes; a kind is a label, nothing was decoded or left out by it unless asked for."

@@ -55,11 +55,11 @@ def run_view(facts: Mapping[str, Any]) -> RenderableType:
     """What people see of a checkpoint; ``facts`` is what ``--json`` prints of it."""
     parameters = ", ".join(f"{count:,} {part}" for part, count in facts["parameters"].items() if part != "total")
     lines = [
-        Text(f"checkpoint {console.shown(facts['checkpoint'])}", "bold"),
+        Text(f"checkpoint {console.one_line(facts['checkpoint'])}", "bold"),
         Text(f"step {facts['step']:,}" + (f", {size(facts['bytes_seen'])} seen" if facts["bytes_seen"] else "")),
         Text(f"{facts['parameters']['total']:,} parameters: {parameters}"),
         *(
-            Text(f"corpus {console.shown(place)}, fingerprint {fingerprint}")
+            Text(f"corpus {console.one_line(place)}, fingerprint {fingerprint}")
             for place, fingerprint in zip(_listed(facts["corpus"]), _listed(facts["corpus_fingerprint"]), strict=True)
         ),
         Text("files, each as its checksum says:", "bold"),
@@ -78,7 +78,7 @@ def _listed(found: str | list[str]) -> list[str]:
 def _heading(facts: Mapping[str, Any]) -> RenderableType:
     made_by = dict.fromkeys(ingestion["made_by"] for ingestion in facts["ingestions"])
     lines = [
-        Text(f"corpus {console.shown(facts['corpus'])}", "bold"),
+        Text(f"corpus {console.one_line(facts['corpus'])}", "bold"),
         Text(f"{counted(facts['documents'], 'document')}, {size(facts['raw_bytes'])}, packed {facts['ratio']:.2f} : 1"),
         Text(f"fingerprint {facts['fingerprint']}"),
     ]
@@ -125,7 +125,7 @@ def _left_out(skipped: Mapping[str, Mapping[str, int]], terminal: Console) -> Re
 
 
 def _sources(sources: Sequence[Mapping[str, Any]], terminal: Console) -> RenderableType:
-    rows = [(console.shown(row["name"]), row["documents"], row["raw_bytes"]) for row in sources]
+    rows = [(console.one_line(row["name"]), row["documents"], row["raw_bytes"]) for row in sources]
     return _bars("source", rows, terminal)
 
 
@@ -197,7 +197,7 @@ def _sample(sample: Mapping[str, Any], terminal: Console) -> RenderableType:
     shown = [Text(console.shown(line)) for line in lines[:_SAMPLE_LINES]]
     for line in shown:
         line.truncate(terminal.width, overflow="ellipsis")
-    heading = Text(console.shown(f"sample: {about}"), "bold")
+    heading = Text(console.one_line(f"sample: {about}"), "bold")
     return Group(heading, *shown, *([Text("…", "dim")] if more else []))
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _TRAINING_TIME: Final = "5m"
 _SHOWN_BYTES: Final = 120
 _GENTLER: Final = 0.25
-_VALIDATE_EVERY: Final = 200
 _NARROW: Final = 70  # columns up to which a table stands in lines
 _PROMPT_COLUMNS: Final = 20
 _LINE_EVERY_S: Final = 4.0
@@ -64,7 +63,7 @@ def quickstart(
 
     begin_s = time.monotonic()
     budget = f"train.steps={steps}" if steps is not None else f"train.time_budget_s={parse_duration(time_budget)}"
-    wanted = [budget, f"train.validate_every_steps={_VALIDATE_EVERY}", *(changes or [])]
+    wanted = [budget, *(changes or [])]
     config = RunConfig.build("tiny", wanted) if init_from is None else _continued(init_from, wanted)
     config = validated_often(config, changes or [])
     console.say("loading torch …")
@@ -134,11 +133,11 @@ def quickstart(
         people.print(_table(comparisons, people.width))
         _say_verdict(people, comparisons)
         _say(people, f"{time.monotonic() - begin_s:.0f} s in all; the report, curves and coloured samples:")
-        console.result(console.one_line(reported.page))
+        console.result(console.one_line(reported.page), whole=True)
         _say(people, "next, with the model that ships and with your own one:")
-        program = console.shown(console.program())
+        program = console.one_line(console.program())
         for name, prompt in ((SHIPPED, "def main("), (shlex.quote(str(reported.run)), "The ")):
-            console.say(f'  {program} generate {console.shown(name)} "{prompt}" --show-drafts')
+            console.say(f'  {program} generate {console.one_line(name)} "{prompt}" --show-drafts', whole=True)
         return console.EXIT_OK
     validation = next(record for record in reversed(read_log(reported.run)) if record["kind"] == "validation")
     console.print_json(

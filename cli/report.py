@@ -48,8 +48,8 @@ def report(
             console.print_json({"report": str(page), "runs": [str(run) for run in runs], "warnings": warnings})
         else:
             for warning in warnings:
-                console.say(console.shown(warning))
-            console.result(console.shown(str(page)))
+                console.say(warning)
+            console.result(console.one_line(page), whole=True)
         return
     length = 256 if max_bytes is None else max_bytes
     comparisons = _decoded(runs[0], prompts or [""], length) if length else []
@@ -66,7 +66,7 @@ def report(
             }
         )
     else:
-        console.result(console.shown(str(page)))
+        console.result(console.one_line(page), whole=True)
 
 
 def _decoded(run: Path, prompts: list[str], max_bytes: int) -> "list[SideBySide]":

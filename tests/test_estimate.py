@@ -15,11 +15,12 @@ from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.errors import CheckpointError, ConfigError, CorpusError
 from bytelm.estimate import Estimate, estimate
+from bytelm.events import Finished, Validation
 from bytelm.job import Job
 from bytelm.memory import needed_memory, trace_step
 from bytelm.packing import PackedBatch
 from bytelm.step import Learnt, learn
-from bytelm.train import Finished, train
+from bytelm.train import train
 
 CPU = torch.device("cpu")
 TINY = [
@@ -110,19 +111,23 @@ def test_real_steps_give_speed_memory_and_utilisation(corpus: Path, tmp_path: Pa
         ("train.steps=1001", 1001, 6),
         ("train.bytes=9600", 100, 1),
         ("train.bytes=9601", 101, 1),
+        ("train.steps=30 train.spread_validations=8", 30, 8),
+        ("train.steps=5 train.spread_validations=8", 5, 5),
+        ("train.steps=1000 train.spread_validations=4", 1000, 8),
     ],
 )
 def test_the_time_is_that_of_all_steps_and_validations(
     corpus: Path, tmp_path: Path, budget: str, steps: int, validations: int
 ) -> None:
-    speed = estimate(settings(budget, "train.validate_every_steps=200"), corpus, tmp_path / "run").speed
+    speed = estimate(settings(*budget.split(), "train.validate_every_steps=200"), corpus, tmp_path / "run").speed
     assert speed is not None
     assert speed.steps_left == steps
     assert speed.time_left_s == pytest.approx(steps * speed.step_s + validations * speed.validation_s)
     # And the run does take as many.
     if steps <= 101:
-        events = list(train(settings(budget, "train.validate_every_steps=200"), corpus, tmp_path / "run"))
+        events = list(train(settings(*budget.split(), "train.validate_every_steps=200"), corpus, tmp_path / "run"))
         assert isinstance(events[-1], Finished)
+        assert sum(isinstance(event, Validation) for event in events) == validations
         assert events[-1].step == steps
 
 

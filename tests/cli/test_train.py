@@ -615,16 +615,31 @@ def test_sizes_and_durations_are_short_to_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "every"),
+    ("budget", "least", "most"),
     [
-        (["train.steps=80"], 10),
-        (["train.steps=3"], 1),
-        (["train.steps=80", "train.validate_every_steps=40"], 40),
-        (["train.steps=100000"], 500),
-        (["train.bytes=163840"], 20),
-        (["train.time_budget_s=60"], 500),
+        (["--steps", "80"], 8, 8),
+        (["--steps", "3"], 3, 3),
+        (["--bytes", "3840"], 8, 8),
+        (["--time-budget", "4s"], 1, 8),
+        (["--steps", "80", "--set", "train.validate_every_steps=40"], 2, 2),
+        (["--steps", "80", "--set", "train.spread_validations=4"], 4, 4),
     ],
 )
-def test_a_run_is_validated_often_enough_to_draw_a_curve(changes: list[str], every: int) -> None:
-    config = validated_often(RunConfig.build("tiny", changes), changes)
-    assert config.train.validate_every_steps == every
+def test_a_run_is_validated_often_enough_to_draw_a_curve(
+    budget: list[str], least: int, most: int, corpus: Path, tmp_path: Path
+) -> None:
+    others = [word for word in TINY if "validate_every" not in word]
+    assert app.run(["train", "--corpus", str(corpus), "--out", str(tmp_path / "run"), *others, *budget]) == 0
+    validated = [record["step"] for record in read_log(tmp_path / "run") if record["kind"] == "validation"]
+    assert least <= len(validated) <= most
+    assert len(set(validated)) == len(validated)
+
+
+def test_short_budgets_of_time_score_less_each_time() -> None:
+    def scored(*changes: str) -> int:
+        return validated_often(RunConfig.build("tiny", list(changes)), list(changes)).train.validation_bytes
+
+    assert scored("train.time_budget_s=300") == 15_000
+    assert scored("train.time_budget_s=1") == 4096
+    assert scored("train.time_budget_s=36000") == scored("train.steps=9") == 81_920
+    assert scored("train.time_budget_s=300", "train.validation_bytes=70000") == 70_000
