@@ -26,7 +26,7 @@ from bytelm.data.batches import BatchLoader
 from bytelm.device import choose_device, multiplies_bfloat16
 from bytelm.distributed import SharedModel, choose_parallel, own_device
 from bytelm.fine_tuning import begin_with, check_source, freeze, read_source
-from bytelm.memory import refuse_too_large
+from bytelm.memory import out_of_memory_named, refuse_too_large
 from bytelm.model import ByteLM
 from bytelm.optim import Optimizer, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from bytelm.ranks import ALONE, Ranks, Share
@@ -253,7 +253,8 @@ def open_job(
             dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
             channels=config.model.head_channels,
         )
-        model = ByteLM(config.model, config.heads, attention_backend=attention.backend, vocabulary=vocabulary)
+        with out_of_memory_named(config, device, bfloat16=precision == "bfloat16", ranks=ranks):
+            model = ByteLM(config.model, config.heads, attention_backend=attention.backend, vocabulary=vocabulary)
         if source is not None:
             begin_with(model, source)
         freeze(model, settings.frozen)

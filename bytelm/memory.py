@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from bytelm import machine
 from bytelm.averaging import WeightAverage
-from bytelm.config import RunConfig
+from bytelm.config import ModelConfig, RunConfig
 from bytelm.errors import TrainingError
 from bytelm.fine_tuning import freeze
 from bytelm.loss import multi_byte_loss
@@ -37,9 +37,11 @@ _BESIDE: Final = {"cpu": (0.3e9, 1.6), "cuda": (0.0, 1.1)}
 CPU a step of nano was seen to take 1.3 to 1.6 times its traced bytes."""
 _BESIDE_ELSEWHERE: Final = (0.0, 1.2)
 _ROUGH_BYTES: Final = 64
+"""About as many bytes for each layer, channel and id of a micro-batch are alive at the peak."""
+_BYTES_OF_A_PARAMETER: Final = 16
+"""A weight, its gradient and two moments in float32."""
 _CLEARLY_ENOUGH: Final = 0.25
-"""About as many bytes for each layer, channel and id of a micro-batch are alive at the peak; where that is less than
-this share of what is free, nothing need be traced."""
+"""Where what is needed is less than this share of what is free, nothing need be traced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +223,23 @@ def advice(config: RunConfig, device: torch.device, *, bfloat16: bool, available
     # The largest part of a micro-batch that fits, so that a step stays what it was.
     fit = next((part for part in range(min(fit, windows - 1), 0, -1) if own % part == 0), 0)
     if fit == 0:
-        return (
-            f"{told}; even one window needs {needed_memory(single, device) / 1e9:.1f} GB: lower data.window_bytes, "
-            "heads.count or model.layers, or take a smaller preset"
-        )
+        tables = _table_parameters(config.model) * _BYTES_OF_A_PARAMETER
+        lower = "data.window_bytes, heads.count or model.layers, or take a smaller preset"
+        if tables > single.total / 2:
+            lower = f"model.ngram_rows or model.ngram_width, whose tables take {tables / 1e9:.1f} GB"
+        return f"{told}; even one window needs {needed_memory(single, device) / 1e9:.1f} GB: lower {lower}"
     return (
         f"{told}; with train.batch_windows={fit} and train.accumulation={own * ranks.count // fit} the same step fits"
     )
+
+
+def _table_parameters(model: ModelConfig) -> int:
+    return len(model.ngram_sizes) * model.ngram_rows * model.ngram_width
+
+
+def _rough_parameters(model: ModelConfig) -> int:
+    """About as many: the tables of n-grams, and of each layer the matrices of attention and feed-forward."""
+    return _table_parameters(model) + model.layers * model.d_model * (4 * model.d_model + 3 * model.d_ff)
 
 
 def refuse_too_large(config: RunConfig, device: torch.device, *, bfloat16: bool, ranks: Ranks = ALONE) -> None:
@@ -245,6 +257,7 @@ def refuse_too_large(config: RunConfig, device: torch.device, *, bfloat16: bool,
     share = Share.of_step(config.train, ranks.count)
     ids = share.batch_windows * config.model.ids_for(config.data.window_bytes)
     rough = ids * config.model.layers * config.model.d_model * _ROUGH_BYTES
+    rough += _rough_parameters(config.model) * _BYTES_OF_A_PARAMETER
     if rough < own * _CLEARLY_ENOUGH:  # to look closely takes a second
         return
     changes = [f"train.batch_windows={share.batch_windows}", f"train.accumulation={share.micro_batches}"]

@@ -336,6 +336,19 @@ def test_a_step_that_surely_does_not_fit_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("rows", [4_000_000, 60_000_000])
+def test_tables_that_do_not_fit_are_refused_and_named(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(total=1 << 33, available=1 << 33))
+    config = settings("train.steps=5", "model.ngram_sizes=[2,3,4]", f"model.ngram_rows={rows}")
+    with pytest.raises(
+        TrainingError, match=r"too little memory on cpu: .* lower model\.ngram_rows or model\.ngram_width"
+    ):
+        trained(config, corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_error_of_torch_is_not_taken_for_it(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
