@@ -80,8 +80,39 @@ class Budget:
             raise ConfigError(f"{text!r} is no budget; write parameters:1M, flops:1e13, bytes:50M or seconds:600")
         return cls(kind=kind, amount=amount)
 
+    @property
+    def written(self) -> str:
+        """The amount, short where that is exact: two amounts are never written alike."""
+        short = f"{self.amount:g}"
+        return short if float(short) == self.amount else repr(self.amount)
+
     def __str__(self) -> str:
-        return f"{self.kind}:{self.amount:g}"
+        return f"{self.kind}:{self.written}"
+
+
+def parse_budgets(text: str) -> tuple[Budget, ...]:
+    """Budgets of one kind as people write them, the smallest first.
+
+    Args:
+        text: The kind once, then amounts with commas: ``seconds:60,240``.
+
+    Raises:
+        ConfigError: Written otherwise, of two kinds, or with an amount twice.
+
+    Example:
+        >>> [str(budget) for budget in parse_budgets("seconds:240,60")]
+        ['seconds:60', 'seconds:240']
+    """
+    kind, _, amounts = text.partition(":")
+    found: list[Budget] = []
+    for amount in amounts.split(","):
+        other = amount.partition(":")[0].strip()
+        if ":" in amount and other != kind:
+            raise ConfigError(f"--budget {text} has two kinds, {kind} and {other}; one kind alone is made equal")
+        found.append(Budget.parse(amount.strip() if ":" in amount else f"{kind}:{amount}"))
+        if found[-1] in found[:-1]:
+            raise ConfigError(f"--budget {text} names {found[-1]} twice; name each amount once")
+    return tuple(sorted(found, key=lambda budget: budget.amount))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +181,31 @@ class Arm:
     def folder(self) -> str:
         """A name for files."""
         return re.sub(r"[^A-Za-z0-9.=]+", "-", self.name).strip("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compared and how it is measured.
+
+    Attributes:
+        arms: In the order of the report.
+        budgets: Of one kind, the smallest first; each is equal for all arms that are trained.
+        seeds: Of weights and windows; each arm is trained with each seed at each budget.
+        base: Settings that all arms share.
+        scored_bytes: Held-out bytes that are scored, at most; the same ones for all.
+        stride_bytes: What a scored window advances.
+        prompts: Held-out prompts that are continued to measure speed.
+        generated_bytes: Bytes of each continuation.
+    """
+
+    arms: tuple[Arm, ...]
+    budgets: tuple[Budget, ...]
+    seeds: tuple[int, ...]
+    base: RunConfig
+    scored_bytes: int = 1 << 20
+    stride_bytes: int
+    prompts: int = 8
+    generated_bytes: int = 256
 
 
 def parse_arms(texts: str) -> list[Arm]:

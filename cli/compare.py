@@ -1,4 +1,4 @@
-"""``bytelm compare`` and ``bytelm ablate``: arms at an equal budget, in one report."""
+"""``bytelm compare`` and ``bytelm ablate``: arms at equal budgets, in one report."""
 
 import shlex
 import sys
@@ -23,10 +23,13 @@ _Out = Annotated[
 _Budget = Annotated[
     str,
     typer.Option(
-        "--budget", metavar="KIND:N", help="Equal for all: parameters:1M, flops:1e13, bytes:50M, seconds:600."
+        "--budget",
+        metavar="KIND:N,N…",
+        help="Equal for all: parameters:1M, flops:1e13, bytes:50M, seconds:600; or several amounts of one kind, as in "
+        "seconds:60,240: each arm is trained at each.",
     ),
 ]
-_Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each arm, with seeds 0, 1, …")]
+_Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each arm at each budget, with seeds 0, 1, …")]
 _Preset = Annotated[str, typer.Option("--preset", help="Settings that all arms begin with.")]
 _Changes = Annotated[
     list[str] | None,
@@ -65,7 +68,7 @@ def compare(
     max_bytes: _MaxBytes = 256,
     as_json: _Json = False,
 ) -> int:
-    """Train byte models and BPE baselines at an equal budget, and tell what each is worth on every axis.
+    """Train byte models and BPE baselines at equal budgets, and tell what each is worth on every axis.
 
     All arms have the same trunk, trainer, decoder, and context in bytes. DIR gets report.html, figures and
     comparison.json. What was interrupted goes on with the same command.
@@ -122,8 +125,7 @@ def _compare(
     *,
     as_json: bool,
 ) -> int:
-    from bytelm.arms import Budget
-    from bytelm.compare import Plan
+    from bytelm.arms import Plan, parse_budgets
     from bytelm.compare import compare as run_comparison
     from bytelm.comparison_facts import sentences
     from bytelm.comparison_page import PATH_OF_PAGE, write_comparison_report
@@ -131,7 +133,7 @@ def _compare(
     base = _base(preset, changes or [])
     plan = Plan(
         arms=tuple(arms),
-        budget=Budget.parse(budget),
+        budgets=parse_budgets(budget),
         seeds=tuple(range(seeds)),
         base=base,
         scored_bytes=parse_size(scored_bytes),

@@ -12,6 +12,7 @@ from bytelm.arms import (
     flops_of,
     parameters_of,
     parse_arms,
+    parse_budgets,
     settings_of,
     tolerance_of,
 )
@@ -92,6 +93,32 @@ def test_an_impossible_arm_names_itself(text: str) -> None:
 def test_a_budget_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match="is no budget; write parameters:1M"):
         Budget.parse(text)
+
+
+def test_several_budgets_have_one_kind_and_stand_in_order() -> None:
+    assert [str(budget) for budget in parse_budgets("flops:1e13,2.5T")] == [
+        "flops:2.5e+12", "flops:1e+13",
+    ]  # fmt: skip
+    assert parse_budgets("seconds:60,seconds:240") == parse_budgets("seconds:60, 240")
+    close = parse_budgets("bytes:1234567,1234568")
+    assert len({str(budget) for budget in close}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seconds:60,bytes:5", "has two kinds, seconds and bytes; one kind alone"),
+        ("seconds:60,60.0", "names seconds:60 twice"),
+        ("seconds:60,0", "'seconds:0' is no budget"),
+        ("seconds:", "'seconds:' is no budget"),
+        ("seconds:60,,240", "'seconds:' is no budget"),
+        ("", "is no budget"),
+    ],
+)
+def test_budgets_that_cannot_be_are_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_budgets(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_budgets_as_people_write_them() -> None:

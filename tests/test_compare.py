@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from bytelm.arms import Budget, parse_arms
+from bytelm.arms import Plan, parse_arms, parse_budgets
 from bytelm.cli.app import run
-from bytelm.compare import Comparison, Measured, Plan, _read, compare
-from bytelm.comparison_facts import against, arms_of, as_json, sentences
+from bytelm.compare import Comparison, _read, compare
+from bytelm.comparison_facts import against, arms_of, as_json, sentences, slopes
+from bytelm.comparison_measure import Measured
 from bytelm.comparison_page import write_comparison_report
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
@@ -40,7 +41,7 @@ REQUIRED = (
 def plan_of(arms: str, budget: str, *, seeds: int = 1) -> Plan:
     return Plan(
         arms=tuple(parse_arms(arms)),
-        budget=Budget.parse(budget),
+        budgets=parse_budgets(budget),
         seeds=tuple(range(seeds)),
         base=RunConfig.build("tiny", SETTINGS),
         scored_bytes=600,
@@ -88,8 +89,59 @@ def test_the_budget_was_kept_and_is_checked_afterwards(finished: tuple[Compariso
     for one in comparison.measured:
         assert one.met
         assert one.share_of_budget == pytest.approx(1.0, abs=one.tolerance)
-        assert one.training_flops == pytest.approx(plan.budget.amount, rel=0.1)
+        assert one.training_flops == pytest.approx(plan.budgets[0].amount, rel=0.1)
         assert one.training_flops == pytest.approx(one.flops_per_byte_training * one.training_bytes)
+
+
+@pytest.fixture(scope="module")
+def several(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path, Plan]:
+    out = tmp_path_factory.mktemp("several") / "out"
+    plan = plan_of("byte:k=1,bpe:300:k=1", "bytes:8k,4k", seeds=2)
+    return compare(plan, corpus, out), out, plan
+
+
+def test_every_arm_is_trained_at_every_budget(several: tuple[Comparison, Path, Plan]) -> None:
+    comparison, out, plan = several
+    assert [(one.name, one.budget, one.seed) for one in comparison.measured] == [
+        (arm.name, amount, seed) for arm in plan.arms for amount in (4000.0, 8000.0) for seed in (0, 1)
+    ]
+    for one in comparison.measured:
+        assert one.met
+        assert one.training_bytes == pytest.approx(one.budget, rel=0.05)
+    facts = write_comparison_report(comparison, out, made_by="bytelm compare")
+    assert facts["budget"] == {"kind": "bytes", "amounts": [4000.0, 8000.0]}
+    assert [(arm["name"], arm["budget"]) for arm in facts["arms"]] == [
+        (arm.name, amount) for arm in plan.arms for amount in (4000.0, 8000.0)
+    ]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<h2>All axes at bytes:4000</h2>" in page
+    assert "<h2>All axes at bytes:8000</h2>" in page
+    assert "<h2>Bits per byte over the budget</h2>" in page
+    assert "budgets.png" in facts["figures"]
+    for arm, slope in zip(plan.arms, facts["slopes"], strict=True):
+        small, large = (one for one in facts["arms"] if one["name"] == arm.name)
+        assert slope["name"] == arm.name
+        assert slope["bits_per_byte_per_doubling"] == pytest.approx(large["bits_per_byte"] - small["bits_per_byte"])
+        assert len(slope["by_seed"]) == 2
+
+
+def test_a_budget_may_be_added_and_nothing_is_made_again(
+    several: tuple[Comparison, Path, Plan], corpus: Path, tmp_path: Path
+) -> None:
+    plan = plan_of("byte:k=1", "bytes:4k")
+    compare(plan, corpus, tmp_path / "out")
+    told: list[str] = []
+    both = compare(replace(plan, budgets=parse_budgets("bytes:4k,8k")), corpus, tmp_path / "out", tell=told.append)
+    assert [line for line in told if line.endswith("training")] == ["byte:k=1, seed 0, bytes:8000: training"]
+    wanted = [one.bits_per_byte for one in several[0].measured if (one.name, one.seed) == ("byte:k=1", 0)]
+    assert [one.bits_per_byte for one in both.measured] == wanted
+
+
+def test_the_folder_of_an_older_version_is_refused_in_a_line(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps({"budget": {"kind": "bytes", "amount": 4000}, "arms": []}))
+    with pytest.raises(CheckpointError, match=r"comparison\.json is of format 1, .* give another --out"):
+        compare(plan_of("byte:k=1", "bytes:4k"), corpus, tmp_path)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_finished_comparison_is_read_and_not_made_again(
@@ -157,7 +209,7 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_stopped(corpus: Path, tmp_pat
     assert not as_json(stopped)["finished"]
     told: list[str] = []
     resumed = compare(plan, corpus, tmp_path / "stopped", tell=told.append)
-    assert [line for line in told if "training" in line and "seed 0: t" in line] == ["bpe:300:k=1, seed 0: training"]
+    assert [line for line in told if line.endswith("training")] == ["bpe:300:k=1, seed 0, bytes:10000: training"]
     assert [one.bits_per_byte for one in resumed.measured] == [one.bits_per_byte for one in straight.measured]
 
 
@@ -202,9 +254,11 @@ def test_a_corpus_that_holds_nothing_out_is_refused(corpus: Path, tmp_path: Path
 
 
 def comparison_of(values: dict[str, list[float]], plan: Plan, sample: Measured) -> Comparison:
+    """One run for each arm and seed at the smallest budget, with these bits per byte."""
     arms = parse_arms(",".join(values))
+    amount = plan.budgets[0].amount
     runs = tuple(
-        replace(sample, name=arm.name, seed=seed, bits_per_byte=bits, met=True, load_before=0.5)
+        replace(sample, name=arm.name, seed=seed, budget=amount, bits_per_byte=bits, met=True, load_before=0.5)
         for arm, found in zip(arms, values.values(), strict=True)
         for seed, bits in enumerate(found)
     )
@@ -254,6 +308,53 @@ def test_an_arm_over_its_seeds_has_mean_and_spread(finished: tuple[Comparison, P
     assert other.spread("bits_per_byte") is None
 
 
+def over_budgets(values: dict[str, list[list[float]]], plan: Plan, sample: Measured) -> Comparison:
+    """Runs at 60, 120 … seconds: for each arm a list for each budget, with the bits per byte of each seed."""
+    budgets = parse_budgets(
+        "seconds:" + ",".join(str(60 << place) for place in range(len(next(iter(values.values())))))
+    )
+    first = comparison_of({name: of_budget[0] for name, of_budget in values.items()}, plan, sample)
+    runs = tuple(
+        replace(one, budget=budget.amount, bits_per_byte=values[one.name][place][one.seed])
+        for one in first.measured
+        for place, budget in enumerate(budgets)
+    )
+    return replace(first, plan=replace(first.plan, budgets=budgets), measured=runs)
+
+
+def test_a_slope_is_what_a_doubling_changes_seed_by_seed(finished: tuple[Comparison, Path, Plan]) -> None:
+    done, _, plan = finished
+    values = {"byte:k=1": [[4.0, 4.2], [3.5, 3.6], [3.0, 3.0]], "byte:k=8": [[3.0, 3.0], [3.0, 3.0], [3.0, 3.0]]}
+    comparison = over_budgets(values, plan, done.measured[0])
+    steep, flat = slopes(comparison)
+    assert steep.by_seed == pytest.approx({0: -0.5, 1: -0.6})
+    assert (steep.mean, flat.mean) == (pytest.approx(-0.55), pytest.approx(0.0))
+    missed = tuple(replace(one, met=one.name != "byte:k=8") for one in comparison.measured)
+    assert [slope.name for slope in slopes(replace(comparison, measured=missed))] == ["byte:k=1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"byte:k=1": [[3.0, 3.1], [2.0, 2.1]], "byte:k=8": [[3.5, 3.6], [2.5, 2.6]]},
+         "The order of the mean bits per byte is the same at all budgets: byte:k=1, byte:k=8."),
+        ({"byte:k=1": [[3.0, 3.1], [2.5, 2.6]], "byte:k=8": [[3.5, 3.6], [2.0, 2.1]]},
+         "The order of byte:k=1 and byte:k=8 changes: the lower mean is that of byte:k=1 at seconds:60, byte:k=8 at "
+         "seconds:120; every seed agrees, at each budget."),
+        ({"byte:k=1": [[3.0, 3.6], [2.5, 2.6]], "byte:k=8": [[3.5, 3.6], [2.0, 2.1]]},
+         "byte:k=8 at seconds:120; the seeds do not tell the two apart at every budget."),
+    ],
+)  # fmt: skip
+def test_a_sentence_says_whether_the_order_changes_between_budgets(
+    finished: tuple[Comparison, Path, Plan], values: dict[str, list[list[float]]], said: str
+) -> None:
+    done, _, plan = finished
+    found = sentences(over_budgets(values, plan, done.measured[0]))
+    assert any(sentence.endswith(said) for sentence in found)
+    assert any(sentence.startswith("At an equal 60 seconds of training") for sentence in found)
+    assert any(sentence.startswith("At an equal 120 seconds of training") for sentence in found)
+
+
 # Commands
 
 
@@ -270,6 +371,11 @@ def test_the_commands_print_one_json_object(corpus: Path, tmp_path: Path, capsys
     for words, message in (
         (["--arms", "words"], "is no arm"),
         (["--budget", "much"], "is no budget"),
+        (["--budget", "bytes:4k,seconds:9"], "has two kinds, bytes and seconds"),
+        (["--budget", "bytes:4k,4000"], "names bytes:4000 twice"),
+        (["--budget", "bytes:4k,"], "'bytes:' is no budget"),
+        (["--budget", "bytes:0"], "is no budget"),
+        (["--budget", ""], "is no budget"),
         (["--arms", "bpe:5"], "there is no vocabulary"),
     ):
         given = {"--arms": "byte:k=1", "--budget": "bytes:4k", "--corpus": str(corpus), "--out": str(tmp_path / "x")}
