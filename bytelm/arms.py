@@ -41,6 +41,12 @@ _SET_HERE: Final = {
     "train.time_budget_s": "the budget says that",
 }
 """Settings that no arm has of its own, and why."""
+_SHARED: Final = {
+    "data.window_bytes": "all arms have the same context in bytes",
+    "train.device": "all arms are trained and measured on the same device",
+    "train.threads": "all arms are trained with the same threads",
+}
+"""Settings that the arms must share, and why."""
 _LARGEST_BUDGET: Final = 1e30
 _POWERS: Final = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12, "p": 15}
 _SHORT: Final = {"k": "heads.count", "family": "heads.family", "curriculum": "heads.curriculum"}
@@ -168,6 +174,11 @@ class Arm:
                 )
             if name in _SET_HERE:
                 raise ConfigError(f"{word!r} in the arm {text!r} has no effect: {_SET_HERE[name]}; leave it out")
+            if name in _SHARED:
+                raise ConfigError(
+                    f"{word!r} in the arm {text!r} cannot differ between arms: {_SHARED[name]}; give --set "
+                    f"{name}={value} for all"
+                )
             settings[name] = value
         settings = {"heads.count": "1", **settings}
         shown = [f"k={settings['heads.count']}"]
@@ -292,11 +303,35 @@ def bytes_of_a_step(config: RunConfig) -> int:
     return config.train.batch_windows * config.train.accumulation * config.data.window_bytes
 
 
-def parameters_of(config: RunConfig) -> tuple[int, int]:
-    """Parameters of a model: all of them, and those that are neither embedding nor unembedding."""
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Parameters of a model by what they cost: rows of tables are looked up, the others are multiplied with.
+
+    Attributes:
+        total: All of them.
+        embedding: Of the embedding and the unembedding, which grow with the vocabulary.
+        ngram_tables: Rows of the n-gram tables.
+    """
+
+    total: int
+    embedding: int
+    ngram_tables: int
+
+    @property
+    def inner(self) -> int:
+        """All that are neither embedding, unembedding nor n-gram table."""
+        return self.total - self.embedding - self.ngram_tables
+
+
+def parameters_of(config: RunConfig) -> Parameters:
+    """Count the parameters of a model."""
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)
-    return model.parameter_counts()["total"], _inner_parameters(model)
+    return Parameters(
+        total=model.parameter_counts()["total"],
+        embedding=model.embedding.numel() + math.prod(model.heads.get_parameter("unembedding.weight").shape),
+        ngram_tables=0 if model.ngrams is None else model.ngrams.tables.numel(),
+    )
 
 
 def flops_of(config: RunConfig) -> tuple[float, float]:
@@ -319,7 +354,7 @@ def _with_parameters(arm: Arm, config: RunConfig, wanted: int) -> RunConfig:
     """The inner width at which the parameters in all come nearest to those wanted."""
 
     def at(width: int) -> int:
-        return parameters_of(config.with_changes([f"model.d_ff={width}"]))[0]
+        return parameters_of(config.with_changes([f"model.d_ff={width}"])).total
 
     least = at(_LEAST_INNER_WIDTH)
     slope = (at(2 * _LEAST_INNER_WIDTH) - least) / _LEAST_INNER_WIDTH
@@ -335,16 +370,11 @@ def _with_parameters(arm: Arm, config: RunConfig, wanted: int) -> RunConfig:
 def tolerance_of(config: RunConfig, budget: Budget) -> float:
     """Share of the budget by which an arm may miss it: what cannot be divided further."""
     if budget.kind == "parameters":
-        step = parameters_of(config.with_changes([f"model.d_ff={config.model.d_ff + 1}"]))[0] - parameters_of(config)[0]
-        return step / budget.amount
+        wider = config.with_changes([f"model.d_ff={config.model.d_ff + 1}"])
+        return (parameters_of(wider).total - parameters_of(config).total) / budget.amount
     if budget.kind == "seconds":
         return _SECONDS_SHARE + _LAST_STEP_S / budget.amount
     flops_per_byte = flops_of(config)[0] if budget.kind == "flops" else 1.0
     # A step of operations may hold nothing but ids of one byte.
     most = config.model.bytes_per_id if budget.kind == "flops" else 1.0
     return most * bytes_of_a_step(config) * flops_per_byte / budget.amount
-
-
-def _inner_parameters(model: ByteLM) -> int:
-    total = model.parameter_counts()["total"]
-    return total - model.embedding.numel() - math.prod(model.heads.get_parameter("unembedding.weight").shape)

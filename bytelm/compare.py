@@ -30,10 +30,10 @@ from bytelm.comparison_measure import (
     measure_foreign,
     with_counted_steps,
 )
+from bytelm.comparison_text import Parts, divide
 from bytelm.config import RunConfig
 from bytelm.corpora import Corpora, open_corpora
 from bytelm.errors import BytelmError, CheckpointError, CorpusError
-from bytelm.evaluate import some_bytes
 from bytelm.events import Finished
 from bytelm.files import refusals_named, write_file
 from bytelm.own_files import ANYTHING, Fields, read_json, read_small
@@ -49,6 +49,11 @@ _RUNS: Final = "runs"
 _MEASURED: Final = "measured"
 _VOCABULARIES: Final = "vocabularies"
 _VOCABULARY_BYTES: Final = 64 << 20
+ONE_DOCUMENT: Final = (
+    "The validation split is one document, which is not torn: validations during training and the final scores use the "
+    "same text."
+)
+"""Told where the held-out text cannot be divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,7 @@ class Comparison:
         fingerprint: Of the corpus.
         measured: Runs in the order of the plan.
         failed: Runs that could not be measured.
+        parts: Of the held-out text: validations are made on the one, and ``measured`` on the other.
         rule: How much context each scored byte had.
         machine: Where it ran, in words.
         cores: Of this machine that can be used.
@@ -82,6 +88,7 @@ class Comparison:
     fingerprint: str | list[str]
     measured: tuple[Measured, ...]
     failed: tuple[Failed, ...]
+    parts: Parts
     rule: str
     machine: str
     cores: int
@@ -119,13 +126,19 @@ def compare(
     with refusals_named(out):
         (out / _MEASURED).mkdir(parents=True, exist_ok=True)
         (out / _VOCABULARIES).mkdir(exist_ok=True)
+    parts = divide(corpora.corpora[0])
+    if not parts.apart:
+        tell(ONE_DOCUMENT)
     work = _Work(
         plan=plan,
         corpora=corpora,
         corpus=corpus,
         out=out,
         vocabularies=_vocabularies(plan, corpora, out, tell),
-        held_out=_held_out(plan, corpora),
+        parts=parts,
+        held_out=parts.final(
+            corpora.corpora[0], limit_bytes=plan.scored_bytes, window_bytes=plan.base.data.window_bytes
+        ),
         should_stop=should_stop,
     )
     measured: dict[_Run, Measured] = {}
@@ -157,6 +170,7 @@ def compare(
         fingerprint=corpora.fingerprint,
         measured=tuple(sorted(measured.values(), key=lambda one: _place(plan, one))),
         failed=tuple(failed),
+        parts=work.parts,
         rule=rule,
         machine=_machine(),
         cores=machine.cores().usable,
@@ -173,6 +187,7 @@ class _Work:
     corpus: str | Path
     out: Path
     vocabularies: Mapping[str, Vocab]
+    parts: Parts
     held_out: Sequence[bytes]
     should_stop: Callable[[], bool]
 
@@ -252,21 +267,26 @@ def _run(work: _Work, run: _Run) -> tuple[Measured, str] | None:
     vocabulary = work.vocabularies[arm.name]
     config = with_counted_steps(run.config, vocabulary, work.corpora, run.budget)
     finished = None
-    for event in train(config, work.corpus, folder, resume="auto", should_stop=work.should_stop, vocabulary=vocabulary):
+    validation = work.parts.selection(
+        work.corpora.corpora[0],
+        limit_bytes=config.train.validation_bytes,
+        window_bytes=config.data.window_bytes,
+    )
+    for event in train(
+        config,
+        work.corpus,
+        folder,
+        resume="auto",
+        should_stop=work.should_stop,
+        vocabulary=vocabulary,
+        held_out=validation,
+    ):
         if isinstance(event, Finished):
             finished = event
     assert finished is not None
     if finished.reason == "stopped":
         return None
     return measure(plan, arm, folder, (config, run.budget), work.corpora, work.held_out, load_before)
-
-
-def _held_out(plan: Plan, corpora: Corpora) -> list[bytes]:
-    corpus = corpora.corpora[0]
-    total = corpus.raw_bytes("validation")
-    limit = min(total, plan.scored_bytes)
-    documents = corpus.documents("validation")
-    return list(some_bytes(documents, total, limit_bytes=limit, window_bytes=plan.base.data.window_bytes))
 
 
 def _vocabularies(plan: Plan, corpora: Corpora, out: Path, tell: Callable[[str], None]) -> dict[str, Vocab]:
@@ -304,6 +324,7 @@ def _key(work: _Work, run: _Run) -> dict[str, Any]:
                 "run": None if run.arm.run is None else _content(run.arm, run.arm.run),
                 "corpus": work.corpora.fingerprint,
                 "scored_bytes": plan.scored_bytes,
+                "final_bytes": work.parts.final_bytes,
                 "stride_bytes": plan.stride_bytes,
                 "prompts": plan.prompts,
                 "generated_bytes": plan.generated_bytes,

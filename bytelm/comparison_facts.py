@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from bytelm.arms import Budget
-from bytelm.compare import FORMAT, Comparison
+from bytelm.compare import FORMAT, ONE_DOCUMENT, Comparison
 from bytelm.comparison_measure import Measured, known
 
 _AXES: Final = {
@@ -142,6 +142,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "fingerprint": comparison.fingerprint,
         "context_bytes": plan.base.data.window_bytes,
         "stride_bytes": plan.stride_bytes,
+        "text": {
+            "selection_bytes": comparison.parts.selection_bytes,
+            "final_bytes": comparison.parts.final_bytes,
+            "apart": comparison.parts.apart,
+        },
         "rule": comparison.rule,
         "seeds": list(plan.seeds),
         "machine": comparison.machine,
@@ -167,6 +172,8 @@ def _arm_json(arm: ArmFacts) -> dict[str, Any]:
     means = (
         "bits_per_byte",
         "parameters",
+        "parameters_embedding",
+        "parameters_ngram_tables",
         "parameters_inner",
         "training_flops",
         "training_seconds",
@@ -227,6 +234,13 @@ def sentences(comparison: Comparison) -> list[str]:
             f"Measured as found, at no equal cost and so in none of these sentences: {', '.join(joined)}. "
             "What they learnt from may hold the held-out bytes."
         )
+    parts = comparison.parts
+    found.append(
+        f"Validations during training read {parts.selection_bytes:,} held-out bytes, and the scores come from the "
+        f"{parts.final_bytes:,} others; whole documents were divided by a hash of their content."
+        if parts.apart
+        else ONE_DOCUMENT
+    )
     shape = comparison.plan.base.model
     found.append(
         f"This holds for this corpus, a trunk {shape.d_model} wide with {shape.layers} layers, contexts of "

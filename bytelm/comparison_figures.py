@@ -48,7 +48,7 @@ def figures_of(arms: Sequence[ArmFacts], slopes: Sequence[Slope]) -> dict[str, t
             "quality": (
                 _quality(arms),
                 "A thin line for each seed; the mark with bars is the mean of all scored bytes at the end, with its "
-                "standard deviation. The lines are validations on fewer bytes.",
+                "standard deviation. The lines are validations on the selection part, which is other text.",
             ),
             "speed": (
                 _speed(arms),

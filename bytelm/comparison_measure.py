@@ -56,7 +56,9 @@ class Measured:
         scored_bytes: How many they are.
         scored_ids: Ids that they make.
         parameters: Of the model, in all.
-        parameters_inner: Those that are neither embedding nor unembedding.
+        parameters_embedding: Those of the embedding and the unembedding.
+        parameters_ngram_tables: Rows of the n-gram tables.
+        parameters_inner: Those that are neither: all without tables and embeddings.
         training_flops: Operations of the training, from the ids that were counted in its windows.
         training_seconds: Of its clock: steps, validations and saving.
         training_bytes: Bytes that it read.
@@ -84,6 +86,8 @@ class Measured:
     scored_bytes: int
     scored_ids: int
     parameters: int
+    parameters_embedding: int
+    parameters_ngram_tables: int
     parameters_inner: int
     training_flops: float
     training_seconds: float
@@ -172,13 +176,13 @@ def measure(
     training, decoding = flops_of(own)
     ids_ratio = 1.0 if trained is None else _ids_ratio(own, model.vocabulary, corpora, int(seen_bytes))
     flops = training * ids_ratio * seen_bytes
-    parameters, inner = parameters_of(own)
+    parameters = parameters_of(own)
     budget = tolerance = spent = None
     if trained is not None:
         budget = trained[1]
         tolerance = tolerance_of(own, budget)
         spent = {
-            "parameters": parameters,
+            "parameters": parameters.total,
             "flops": flops,
             "bytes": seen_bytes,
             "seconds": seconds,
@@ -196,8 +200,10 @@ def measure(
             bits_per_byte_by_head=scores.by_head,
             scored_bytes=scores.scored_bytes,
             scored_ids=scores.scored_ids,
-            parameters=parameters,
-            parameters_inner=inner,
+            parameters=parameters.total,
+            parameters_embedding=parameters.embedding,
+            parameters_ngram_tables=parameters.ngram_tables,
+            parameters_inner=parameters.inner,
             training_flops=flops,
             training_seconds=seconds,
             training_bytes=seen_bytes,
@@ -271,6 +277,8 @@ def measure_foreign(
             scored_bytes=scores.scored_bytes,
             scored_ids=scores.scored_ids,
             parameters=parameters,
+            parameters_embedding=parameters - inner,
+            parameters_ngram_tables=0,
             parameters_inner=inner,
             training_flops=math.nan,
             training_seconds=math.nan,

@@ -118,7 +118,9 @@ def _table(budget: Budget, arms: Sequence[ArmFacts]) -> str:
     columns: list[tuple[str, str, Callable[[float], str]]] = [
         ("bits per byte", "bits_per_byte", lambda value: f"{value:.4f}"),
         ("parameters", "parameters", lambda value: f"{value:,.0f}"),
-        ("of these not (un)embedding", "parameters_inner", lambda value: f"{value:,.0f}"),
+        ("of these embedding and unembedding", "parameters_embedding", lambda value: f"{value:,.0f}"),
+        ("of these n-gram tables", "parameters_ngram_tables", lambda value: f"{value:,.0f}"),
+        ("parameters without tables and embeddings", "parameters_inner", lambda value: f"{value:,.0f}"),
         ("training operations", "training_flops", lambda value: f"{value:.3g}"),
         ("training bytes", "training_bytes", size),
         ("training seconds", "training_seconds", lambda value: f"{value:.1f}"),
@@ -163,6 +165,7 @@ def _table_note(comparison: Comparison) -> str:
         "checked for it afterwards. Runs followed one another, the seeds outermost; a training's seconds are those of "
         f"its own clock, validations, encoding and saving included.{load} Decoding: one prompt at a time, temperature "
         "0.8, speculative with the model's own heads and the same bytes as without. "
-        f"Bits per byte are those of {first.scored_bytes:,} held-out bytes, the same for all. "
+        f"Bits per byte are those of {first.scored_bytes:,} bytes of the final part ({comparison.parts.final_bytes:,} "
+        "bytes), the same for all. "
         f"{html.escape(comparison.rule[:1].upper() + comparison.rule[1:])}."
     )

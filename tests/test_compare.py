@@ -15,8 +15,10 @@ from bytelm.compare import Comparison, _read, compare
 from bytelm.comparison_facts import against, arms_of, as_json, sentences, slopes
 from bytelm.comparison_measure import Measured
 from bytelm.comparison_page import write_comparison_report
+from bytelm.comparison_text import Parts, divide
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
+from bytelm.data.shards import Corpus
 from bytelm.errors import CheckpointError, ConfigError, CorpusError
 
 TEXT = b"".join(b"the %d little words of line %d, and some more.\n" % (number % 7, number) for number in range(600))
@@ -34,7 +36,8 @@ SETTINGS = (
 )
 REQUIRED = (
     "name", "bits_per_byte", "parameters", "training_flops", "training_seconds", "training_bytes",
-    "bytes_per_second_plain", "bytes_per_second_speculative",
+    "bytes_per_second_plain", "bytes_per_second_speculative", "parameters_embedding", "parameters_ngram_tables",
+    "parameters_inner",
 )  # fmt: skip
 
 
@@ -82,6 +85,7 @@ def test_every_arm_and_seed_is_measured_over_all_bytes(finished: tuple[Compariso
         assert min(one.bytes_per_second_plain, one.bytes_per_second_speculative, one.training_bytes_per_second) > 0
         assert one.curve[-1][0] == one.training_bytes
         assert one.training_memory_bytes > 4 * one.parameters
+        assert one.parameters == one.parameters_embedding + one.parameters_ngram_tables + one.parameters_inner
 
 
 def test_the_budget_was_kept_and_is_checked_afterwards(finished: tuple[Comparison, Path, Plan]) -> None:
@@ -200,6 +204,38 @@ def test_its_report_is_one_file_with_everything(finished: tuple[Comparison, Path
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in facts["figures"])
 
 
+def test_validations_read_other_text_than_the_published_scores(
+    finished: tuple[Comparison, Path, Plan], corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    comparison, out, plan = finished
+    parts = divide(Corpus.open(corpus))
+    assert comparison.parts == parts
+    assert parts.apart
+    read: list[bytes] = []
+    monkeypatch.setattr("bytelm.compare.train", lambda *_, held_out, **__: read.extend(held_out) or iter([]))
+    with pytest.raises(AssertionError):  # the stand-in trains nothing
+        compare(replace(plan, arms=plan.arms[:1]), corpus, tmp_path)
+    final = parts.final(Corpus.open(corpus), limit_bytes=1 << 20, window_bytes=128)
+    assert read
+    assert not any(piece in document for piece in read for document in final)
+    assert all(one.scored_bytes <= parts.final_bytes for one in comparison.measured)
+    facts = write_comparison_report(comparison, out, made_by="bytelm compare")
+    assert facts["text"] == {
+        "selection_bytes": parts.selection_bytes, "final_bytes": parts.final_bytes, "apart": True,
+    }  # fmt: skip
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"{parts.selection_bytes:,} held-out bytes" in page
+    assert f"{parts.final_bytes:,} others" in page
+
+
+def test_a_split_of_one_document_is_told_in_a_line(
+    finished: tuple[Comparison, Path, Plan],
+) -> None:
+    parts = Parts(selected=frozenset(), selection_bytes=600, final_bytes=600, apart=False)
+    said = sentences(replace(finished[0], parts=parts))
+    assert any("is one document, which is not torn" in sentence for sentence in said)
+
+
 def test_what_was_stopped_goes_on_as_if_it_had_not_stopped(corpus: Path, tmp_path: Path) -> None:
     plan = plan_of("byte:k=2,bpe:300:k=1", "bytes:10k")
     straight = compare(plan, corpus, tmp_path / "straight")
@@ -264,6 +300,7 @@ def comparison_of(values: dict[str, list[float]], plan: Plan, sample: Measured) 
     )
     return Comparison(
         plan=replace(plan, arms=tuple(arms)), place="corpus", fingerprint="f", measured=runs, failed=(), rule="rule",
+        parts=Parts(selected=frozenset(), selection_bytes=100, final_bytes=600, apart=True),
         machine="this one", cores=2, stopped=False,
     )  # fmt: skip
 
