@@ -207,6 +207,7 @@ class Plan:
         stride_bytes: What a scored window advances.
         prompts: Held-out prompts that are continued to measure speed.
         generated_bytes: Bytes of each continuation.
+        tune_arms: Whether learning rate and batch are chosen for each arm; see ``bytelm.comparison_tuning``.
     """
 
     arms: tuple[Arm, ...]
@@ -217,6 +218,7 @@ class Plan:
     stride_bytes: int
     prompts: int = 8
     generated_bytes: int = 256
+    tune_arms: bool = False
 
 
 def parse_arms(texts: str) -> list[Arm]:

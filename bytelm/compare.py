@@ -10,7 +10,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,15 +28,24 @@ from bytelm.comparison_measure import (
     known,
     measure,
     measure_foreign,
+    selection_score,
     with_counted_steps,
 )
 from bytelm.comparison_text import Parts, divide
+from bytelm.comparison_tuning import BATCH, RATE, Trial, Tuned, candidates, search, tuning_budget
 from bytelm.config import RunConfig
 from bytelm.corpora import Corpora, open_corpora
-from bytelm.errors import BytelmError, CheckpointError, CorpusError
+from bytelm.errors import (
+    BytelmError,
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    GenerationError,
+    TrainingError,
+)
 from bytelm.events import Finished
 from bytelm.files import refusals_named, write_file
-from bytelm.own_files import ANYTHING, Fields, read_json, read_small
+from bytelm.own_files import ANYTHING, TEXT, WHOLE, Fields, Nullable, Number, read_json, read_small
 from bytelm.run_curves import size
 from bytelm.train import train
 from bytelm.vocab import BYTE_VOCABULARY, Vocab
@@ -47,8 +56,23 @@ FORMAT: Final = 2
 """Version of a comparison's folder: 1 had one budget, and scored the text that validations had read."""
 _RUNS: Final = "runs"
 _MEASURED: Final = "measured"
+_TUNING: Final = "tuning"
 _VOCABULARIES: Final = "vocabularies"
 _VOCABULARY_BYTES: Final = 64 << 20
+_KEPT_TRIAL: Final = Fields(
+    {
+        "key": Fields(others=ANYTHING),
+        "trial": Fields(
+            {
+                "learning_rate": Number(0.0),
+                "batch_windows": WHOLE,
+                "bits_per_byte": Nullable(Number(0.0)),
+                "reason": TEXT,
+            }
+        ),
+    }
+)
+"""Form of a training of a search as it is kept."""
 ONE_DOCUMENT: Final = (
     "The validation split is one document, which is not torn: validations during training and the final scores use the "
     "same text."
@@ -76,6 +100,7 @@ class Comparison:
         fingerprint: Of the corpus.
         measured: Runs in the order of the plan.
         failed: Runs that could not be measured.
+        tuned: What was tried and chosen for each arm; none where nothing was to be chosen.
         parts: Of the held-out text: validations are made on the one, and ``measured`` on the other.
         rule: How much context each scored byte had.
         machine: Where it ran, in words.
@@ -88,6 +113,7 @@ class Comparison:
     fingerprint: str | list[str]
     measured: tuple[Measured, ...]
     failed: tuple[Failed, ...]
+    tuned: tuple[Tuned, ...]
     parts: Parts
     rule: str
     machine: str
@@ -125,6 +151,7 @@ def compare(
     _check_format(out)
     with refusals_named(out):
         (out / _MEASURED).mkdir(parents=True, exist_ok=True)
+        (out / _TUNING).mkdir(exist_ok=True)
         (out / _VOCABULARIES).mkdir(exist_ok=True)
     parts = divide(corpora.corpora[0])
     if not parts.apart:
@@ -141,10 +168,33 @@ def compare(
         ),
         should_stop=should_stop,
     )
+    runs = _runs(work, {})  # refuses what cannot be, before anything is trained
     measured: dict[_Run, Measured] = {}
     failed: list[Failed] = []
+    tuned: dict[str, Tuned] = {}
     rule, stopped = "", False
-    for run in _runs(work):
+    if plan.tune_arms:
+        _check_tuning(work)
+        for arm in plan.arms:
+            if arm.run is not None:
+                continue
+            try:
+                found = _tune(work, arm, tell)
+            except TrainingError as error:
+                tell(str(error))
+                failed += [
+                    Failed(name=arm.name, seed=run.seed, budget=run.amount, reason=str(error))
+                    for run in runs
+                    if run.arm == arm
+                ]
+                continue
+            if found is None:
+                stopped = True
+                break
+            tuned[arm.name] = found
+            tell(f"{arm.name}: chosen {', '.join(found.changes)}")
+        runs = [run for run in _runs(work, tuned) if run.config is None or run.arm.name in tuned]
+    for run in () if stopped else runs:
         path = out / _MEASURED / f"{run.folder}.json"
         key = _key(work, run)
         found = _read(path, key)
@@ -170,6 +220,7 @@ def compare(
         fingerprint=corpora.fingerprint,
         measured=tuple(sorted(measured.values(), key=lambda one: _place(plan, one))),
         failed=tuple(failed),
+        tuned=tuple(tuned.values()),
         parts=work.parts,
         rule=rule,
         machine=_machine(),
@@ -215,8 +266,8 @@ class _Run:
         return self.arm.name if self.budget is None else f"{self.arm.name}, seed {self.seed}, {self.budget}"
 
 
-def _runs(work: _Work) -> list[_Run]:
-    """All runs in the order in which they are made: the seeds outermost, the arms innermost.
+def _runs(work: _Work, tuned: Mapping[str, Tuned]) -> list[_Run]:
+    """All runs in the order in which they are made, with what was chosen: the seeds outermost, the arms innermost.
 
     Raises:
         ConfigError: An arm is impossible or cannot meet a budget.
@@ -228,7 +279,9 @@ def _runs(work: _Work) -> list[_Run]:
             for arm in plan.arms:
                 if arm.run is None:
                     ratio = work.vocabularies[arm.name].bytes_per_id
-                    config = settings_of(arm, plan.base, budget, bytes_per_id=ratio, seed=seed)
+                    chosen = tuned[arm.name].changes if arm.name in tuned else ()
+                    whole = replace(arm, changes=arm.changes + chosen)
+                    config = settings_of(whole, plan.base, budget, bytes_per_id=ratio, seed=seed)
                     found.append(_Run(arm=arm, seed=seed, budget=budget, config=config))
                 elif index == number == 0:
                     found.append(_Run(arm=arm, seed=seed, budget=None, config=None))
@@ -264,8 +317,16 @@ def _run(work: _Work, run: _Run) -> tuple[Measured, str] | None:
             return measure_foreign(plan, arm, arm.run, work.held_out, load_before)
         return measure(plan, arm, arm.run, None, work.corpora, work.held_out, load_before)
     folder = work.out / _RUNS / run.folder
+    config = _train(work, arm, run.config, run.budget, folder)
+    if config is None:
+        return None
+    return measure(plan, arm, folder, (config, run.budget), work.corpora, work.held_out, load_before)
+
+
+def _train(work: _Work, arm: Arm, config: RunConfig, budget: Budget, folder: Path) -> RunConfig | None:
+    """Train an arm, or go on with it, and return its settings; None where the caller ended it."""
     vocabulary = work.vocabularies[arm.name]
-    config = with_counted_steps(run.config, vocabulary, work.corpora, run.budget)
+    config = with_counted_steps(config, vocabulary, work.corpora, budget)
     finished = None
     validation = work.parts.selection(
         work.corpora.corpora[0],
@@ -284,9 +345,88 @@ def _run(work: _Work, run: _Run) -> tuple[Measured, str] | None:
         if isinstance(event, Finished):
             finished = event
     assert finished is not None
-    if finished.reason == "stopped":
+    return None if finished.reason == "stopped" else config
+
+
+def _check_tuning(work: _Work) -> None:
+    """Refuse a search that cannot be made, before anything is trained.
+
+    Raises:
+        ConfigError: There is no text to choose on, or an arm cannot meet the budget of a search.
+    """
+    plan = work.plan
+    budget = tuning_budget(plan.budgets)
+    if not work.parts.apart:
+        raise ConfigError(
+            "--tune-arms needs held-out text beside that of the scores, and the validation split is one document, "
+            "which is not torn; ingest more documents with --validation, or leave it out"
+        )
+    for arm in plan.arms:
+        if arm.run is None:
+            config = _settings_of_trial(work, arm, None)
+            for windows in candidates(arm, config.train.learning_rate, config.train.batch_windows)[1]:
+                try:
+                    _settings_of_trial(work, arm, (config.train.learning_rate, windows))
+                except ConfigError as error:
+                    raise ConfigError(f"--tune-arms has {budget} for each training: {error}") from None
+
+
+def _settings_of_trial(work: _Work, arm: Arm, values: tuple[float, int] | None) -> RunConfig:
+    """Settings of a training of the search: with a rate and windows, or those of the arm at its first budget."""
+    plan = work.plan
+    changes, budget = arm.changes, plan.budgets[0]
+    if values is not None:
+        changes, budget = (*changes, f"{RATE}={values[0]!r}", f"{BATCH}={values[1]}"), tuning_budget(plan.budgets)
+    ratio = work.vocabularies[arm.name].bytes_per_id
+    return settings_of(replace(arm, changes=changes), plan.base, budget, bytes_per_id=ratio, seed=plan.seeds[0])
+
+
+def _tune(work: _Work, arm: Arm, tell: Callable[[str], None]) -> Tuned | None:
+    """Choose rate and batch of an arm; None where the caller ended it.
+
+    Raises:
+        TrainingError: No training of the search gave a score.
+    """
+    plan, corpus = work.plan, work.corpora.corpora[0]
+    window_bytes = plan.base.data.window_bytes
+    text = work.parts.selection(corpus, limit_bytes=plan.scored_bytes, window_bytes=window_bytes)
+
+    def ask(rate: float, windows: int) -> Trial | None:
+        name = f"{arm.folder}-{rate!r}-{windows}"
+        config = _settings_of_trial(work, arm, (rate, windows))
+        path = work.out / _TUNING / f"{name}.json"
+        key = _key(work, _Run(arm=arm, seed=plan.seeds[0], budget=tuning_budget(plan.budgets), config=config))
+        trial = _read_trial(path, key)
+        if trial is None:
+            tell(f"{arm.name}: trying {RATE}={rate:g}, {BATCH}={windows}")
+            folder = work.out / _TUNING / name
+            try:
+                if _train(work, arm, config, tuning_budget(plan.budgets), folder) is None:
+                    return None
+                score, reason = selection_score(folder, plan, text), ""
+            except (GenerationError, TrainingError) as error:
+                score, reason = None, str(error)
+            trial = Trial(learning_rate=rate, batch_windows=windows, bits_per_byte=score, reason=reason)
+            content = json.dumps({"key": key, "trial": asdict(trial)}, indent=1, allow_nan=False)
+            write_file(path, content.encode())
+        tell(f"{arm.name}, {RATE}={rate:g}, {BATCH}={windows}: {_score(trial)}")
+        return trial
+
+    first = _settings_of_trial(work, arm, None).train
+    return search(arm, first.learning_rate, first.batch_windows, ask)
+
+
+def _score(trial: Trial) -> str:
+    return trial.reason if trial.bits_per_byte is None else f"{trial.bits_per_byte:.4f} bits per byte to choose by"
+
+
+def _read_trial(path: Path, key: Mapping[str, Any]) -> Trial | None:
+    """A training of a search that was made before, of just the same."""
+    if not path.is_file():
         return None
-    return measure(plan, arm, folder, (config, run.budget), work.corpora, work.held_out, load_before)
+    saved = read_json(path, _KEPT_TRIAL, remedy="remove it, and go on")
+    _check_key(path, saved["key"], key)
+    return Trial(**saved["trial"])
 
 
 def _vocabularies(plan: Plan, corpora: Corpora, out: Path, tell: Callable[[str], None]) -> dict[str, Vocab]:
@@ -328,6 +468,7 @@ def _key(work: _Work, run: _Run) -> dict[str, Any]:
                 "stride_bytes": plan.stride_bytes,
                 "prompts": plan.prompts,
                 "generated_bytes": plan.generated_bytes,
+                "selection_bytes": work.parts.selection_bytes,
                 "budget": None if run.budget is None else str(run.budget),
             }
         )
@@ -353,13 +494,18 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[Measured, str] | None:
     fields["curve"] = tuple(tuple(point) for point in measured["curve"])
     fields |= {name: math.nan for name in UNKNOWN_OF_FOREIGN if measured[name] is None}
     found = Measured(**fields)
+    _check_key(path, before, key)
+    return found, rule
+
+
+def _check_key(path: Path, before: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    """Refuse what was measured with other settings."""
     if before != key:
         changed = ", ".join(name for name in key if before.get(name) != key[name])
         raise CheckpointError(
             f"{path} was measured with another {changed}; give the options that the comparison began with, or "
             "another --out"
         )
-    return found, rule
 
 
 def _line(one: Measured) -> str:

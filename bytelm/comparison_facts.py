@@ -14,6 +14,7 @@ from typing import Any, Final
 from bytelm.arms import Budget
 from bytelm.compare import FORMAT, ONE_DOCUMENT, Comparison
 from bytelm.comparison_measure import Measured, known
+from bytelm.comparison_tuning import SEARCH, tuning_budget
 
 _AXES: Final = {
     "parameters": "parameters in all",
@@ -156,6 +157,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "finished": not comparison.stopped and not comparison.failed,
         "failed": [asdict(one) for one in comparison.failed],
         "arms": [_arm_json(arm) for arm in arms_of(comparison)],
+        "tuning": [
+            {**asdict(one), "at_edge": list(one.at_edge)}
+            | {"search": SEARCH, "budget": str(tuning_budget(plan.budgets))}
+            for one in comparison.tuned
+        ],
         "slopes": [
             {
                 "name": slope.name,
@@ -241,11 +247,22 @@ def sentences(comparison: Comparison) -> list[str]:
         if parts.apart
         else ONE_DOCUMENT
     )
+    if comparison.tuned:
+        found.append(
+            f"Learning rate and batch were chosen for each arm on the selection part alone, with "
+            f"{tuning_budget(comparison.plan.budgets)} for each training of the search."
+        )
+    edges = [f"{name} of {one.name}" for one in comparison.tuned for name in one.at_edge]
+    if edges:
+        found.append(f"The best value stands at the edge of what was tried, and may lie beyond it: {', '.join(edges)}.")
+    alike = "one learning rate and the same bytes a step for all arms that do not name their own"
+    if comparison.plan.tune_arms:
+        alike = "a learning rate and a batch that a small search chose for each arm"
     shape = comparison.plan.base.model
     found.append(
         f"This holds for this corpus, a trunk {shape.d_model} wide with {shape.layers} layers, contexts of "
-        f"{comparison.plan.base.data.window_bytes} bytes, one learning rate and the same bytes a step for all arms "
-        f"that do not name their own, and this machine ({comparison.machine}). It says nothing about larger models or "
+        f"{comparison.plan.base.data.window_bytes} bytes, {alike}, "
+        f"and this machine ({comparison.machine}). It says nothing about larger models or "
         "longer trainings."
     )
     return found

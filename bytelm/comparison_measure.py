@@ -301,6 +301,24 @@ def measure_foreign(
     )
 
 
+def selection_score(run: Path, plan: Plan, text: Sequence[bytes]) -> float:
+    """Bits per byte of head 0 over the text by which a search chooses.
+
+    Args:
+        run: Folder of a training of the search.
+        plan: Has the context and the stride.
+        text: Documents of the selection part.
+
+    Raises:
+        GenerationError: The model's logits are not finite.
+    """
+    model = load(run, device=plan.base.train.device).model
+    scores = bits_per_byte(model, text, context_bytes=plan.base.data.window_bytes, stride=plan.stride_bytes)
+    _check_finite(run, scores)
+    assert scores.by_head[0] is not None
+    return scores.by_head[0]
+
+
 def _check_finite(place: Path, scores: BitsPerByte) -> None:
     for head, bits in enumerate(scores.by_head):
         if bits is not None and not math.isfinite(bits):

@@ -22,6 +22,7 @@ from bytelm.comparison_facts import (
     slopes,
 )
 from bytelm.comparison_figures import as_png, as_svg, figures_of
+from bytelm.comparison_tuning import SEARCH, Tuned
 from bytelm.files import refusals_named, write_file
 from bytelm.page import page, section, table, tiles
 from bytelm.run_curves import size
@@ -103,6 +104,9 @@ def _body(comparison: Comparison, arms: Sequence[ArmFacts], figures: dict[str, t
             parts.append(section(f"All axes{where}", _table(budget, at), _table_note(comparison)))
         if len(at) > 1:
             parts.append(section(f"Against {html.escape(at[0].name)}{where}", _against_table(at), _AGAINST_NOTE))
+    if comparison.tuned:
+        note = f"{html.escape(SEARCH[:1].upper() + SEARCH[1:])}. In bold: what was chosen."
+        parts.append(section("How learning rate and batch were chosen", _tuning_table(comparison.tuned), note))
     titles = {
         "budgets": "Bits per byte over the budget",
         "quality": "Bits per byte over bytes, operations and seconds",
@@ -141,6 +145,19 @@ def _table(budget: Budget, arms: Sequence[ArmFacts]) -> str:
         cells = [title, *(figure(arm, name, shown) for arm in arms)]
         rows.append([f"<b>= {cells[0]}</b>", *(f"<b>{cell}</b>" for cell in cells[1:])] if name == marked else cells)
     return table(titles, rows)
+
+
+def _tuning_table(tuned: Sequence[Tuned]) -> str:
+    rows = []
+    for arm in tuned:
+        if not arm.trials:
+            rows.append([html.escape(arm.name), f"{arm.learning_rate:g}", str(arm.batch_windows), "set by the arm"])
+        for trial in arm.trials:
+            chosen = (trial.learning_rate, trial.batch_windows) == (arm.learning_rate, arm.batch_windows)
+            score = html.escape(trial.reason) if trial.bits_per_byte is None else f"{trial.bits_per_byte:.4f}"
+            cells = [html.escape(arm.name), f"{trial.learning_rate:g}", str(trial.batch_windows), score]
+            rows.append([f"<b>{cell}</b>" for cell in cells] if chosen else cells)
+    return table(("", "learning rate", "windows of a micro-batch", "bits per byte, selection part"), rows)
 
 
 def _against_table(arms: Sequence[ArmFacts]) -> str:

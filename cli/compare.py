@@ -43,6 +43,15 @@ _Stride = Annotated[
 ]
 _Prompts = Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts that are continued for the speed.")]
 _MaxBytes = Annotated[int, typer.Option("--max-bytes", min=8, help="Bytes of each continuation.")]
+_Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune-arms",
+        help="Choose learning rate and batch for each arm, on held-out text that the scores do not use: the rate "
+        "× 1/2, 1, 2, then train.batch_windows × 1/2, 1, 2 at the best rate, each training with 1/4 of the smallest "
+        "budget. An arm keeps what it sets itself.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -66,6 +75,7 @@ def compare(
     stride: _Stride = None,
     prompts: _Prompts = 8,
     max_bytes: _MaxBytes = 256,
+    tune_arms: _Tune = False,
     as_json: _Json = False,
 ) -> int:
     """Train byte models and BPE baselines at equal budgets, and tell what each is worth on every axis.
@@ -77,7 +87,7 @@ def compare(
 
     return _compare(
         "compare", parse_arms(arms), corpus, out, budget, seeds, preset, changes,
-        scored_bytes, stride, prompts, max_bytes, as_json=as_json,
+        scored_bytes, stride, prompts, max_bytes, tune_arms=tune_arms, as_json=as_json,
     )  # fmt: skip
 
 
@@ -95,6 +105,7 @@ def ablate(
     stride: _Stride = None,
     prompts: _Prompts = 8,
     max_bytes: _MaxBytes = 256,
+    tune_arms: _Tune = False,
     as_json: _Json = False,
 ) -> int:
     """Train byte models that differ in their heads alone: numbers, families, curricula, each against one head.
@@ -105,7 +116,7 @@ def ablate(
 
     return _compare(
         "ablate", ablation_arms(heads, families, curricula), corpus, out, budget, seeds, preset, changes,
-        scored_bytes, stride, prompts, max_bytes, as_json=as_json,
+        scored_bytes, stride, prompts, max_bytes, tune_arms=tune_arms, as_json=as_json,
     )  # fmt: skip
 
 
@@ -123,6 +134,7 @@ def _compare(
     prompts: int,
     max_bytes: int,
     *,
+    tune_arms: bool,
     as_json: bool,
 ) -> int:
     from bytelm.arms import Plan, parse_budgets
@@ -140,6 +152,7 @@ def _compare(
         stride_bytes=max(1, base.data.window_bytes // 2) if stride is None else stride,
         prompts=prompts,
         generated_bytes=max_bytes,
+        tune_arms=tune_arms,
     )
     with StopRequest() as should_stop:
         comparison = run_comparison(plan, corpus, out, tell=console.say, should_stop=should_stop)

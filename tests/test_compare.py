@@ -13,7 +13,7 @@ from bytelm.arms import Plan, parse_arms, parse_budgets
 from bytelm.cli.app import run
 from bytelm.compare import Comparison, _read, compare
 from bytelm.comparison_facts import against, arms_of, as_json, sentences, slopes
-from bytelm.comparison_measure import Measured
+from bytelm.comparison_measure import Measured, selection_score
 from bytelm.comparison_page import write_comparison_report
 from bytelm.comparison_text import Parts, divide
 from bytelm.config import RunConfig
@@ -286,6 +286,72 @@ def test_a_corpus_that_holds_nothing_out_is_refused(corpus: Path, tmp_path: Path
         compare(plan_of("byte:k=1", "bytes:4k"), tmp_path / "corpus", tmp_path / "out")
 
 
+# Rate and batch of each arm
+
+
+def test_rate_and_batch_are_chosen_on_the_selection_part_and_a_search_goes_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("byte:k=1,bpe:300:k=1:train.learning_rate=0.002", "bytes:12k")
+    plan = replace(plan, tune_arms=True, base=plan.base.with_changes(["train.batch_windows=1"]))
+    read: list[bytes] = []
+
+    def score(run: Path, plan: Plan, text: list[bytes]) -> float:
+        read.extend(text)
+        return selection_score(run, plan, text)
+
+    monkeypatch.setattr("bytelm.compare.selection_score", score)
+    stopped = compare(plan, corpus, tmp_path / "out", should_stop=after(35))  # in the second training
+    assert stopped.stopped
+    assert not stopped.measured
+    told: list[str] = []
+    comparison = compare(plan, corpus, tmp_path / "out", tell=told.append)
+    first, second = comparison.tuned
+    assert len(first.trials) == 4
+    assert {trial.learning_rate for trial in first.trials} == {
+        plan.base.train.learning_rate * factor for factor in (0.5, 1.0, 2.0)
+    }
+    assert [(trial.learning_rate, trial.batch_windows) for trial in second.trials] == [
+        (0.002, 1), (0.002, 2),
+    ]  # fmt: skip
+    assert sum(": trying" in line for line in told) == 5, "a training of the search was made again"
+    for tuned, one in zip(comparison.tuned, comparison.measured, strict=True):
+        folder = next((tmp_path / "out" / "runs").glob(f"{one.name.partition(':')[0]}*"))
+        run = RunConfig.from_toml((folder / "config.toml").read_text(encoding="utf-8"))
+        assert (run.train.learning_rate, run.train.batch_windows) == (tuned.learning_rate, tuned.batch_windows)
+        scores = [trial.bits_per_byte for trial in tuned.trials if trial.bits_per_byte is not None]
+        chosen = (tuned.learning_rate, tuned.batch_windows)
+        assert min(scores) == next(
+            trial.bits_per_byte for trial in tuned.trials if (trial.learning_rate, trial.batch_windows) == chosen
+        )
+    final = comparison.parts.final(Corpus.open(corpus), limit_bytes=1 << 20, window_bytes=128)
+    assert read
+    assert not any(piece in document for piece in read for document in final)
+    facts = write_comparison_report(comparison, tmp_path / "out", made_by="bytelm compare")
+    assert [one["name"] for one in facts["tuning"]] == [arm.name for arm in plan.arms]
+    assert [len(one["trials"]) for one in facts["tuning"]] == [4, 2]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>How learning rate and batch were chosen</h2>" in page
+    assert all(f"{trial.bits_per_byte:.4f}" in page for one in comparison.tuned for trial in one.trials)
+
+
+def test_a_search_that_cannot_be_is_refused_before_anything_is_trained(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(budget: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            compare(replace(plan_of("byte:k=1", budget), tune_arms=True), corpus, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out" / "runs").exists()
+        assert not list((tmp_path / "out").glob("tuning/*"))
+
+    refused("bytes:4k,40k", "--tune-arms has bytes:1000 for each training: the arm byte:k=1 cannot meet the budget")
+    refused("parameters:60k", "a budget of parameters has no share")
+    one = Parts(selected=frozenset(), selection_bytes=600, final_bytes=600, apart=False)
+    monkeypatch.setattr("bytelm.compare.divide", lambda _: one)
+    refused("bytes:40k", "the validation split is one document, which is not torn")
+
+
 # What the data support
 
 
@@ -299,8 +365,8 @@ def comparison_of(values: dict[str, list[float]], plan: Plan, sample: Measured) 
         for seed, bits in enumerate(found)
     )
     return Comparison(
-        plan=replace(plan, arms=tuple(arms)), place="corpus", fingerprint="f", measured=runs, failed=(), rule="rule",
-        parts=Parts(selected=frozenset(), selection_bytes=100, final_bytes=600, apart=True),
+        plan=replace(plan, arms=tuple(arms)), place="corpus", fingerprint="f", measured=runs, failed=(),
+        tuned=(), rule="rule", parts=Parts(selected=frozenset(), selection_bytes=100, final_bytes=600, apart=True),
         machine="this one", cores=2, stopped=False,
     )  # fmt: skip
 

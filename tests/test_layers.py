@@ -169,7 +169,7 @@ ROWS: list[set[str]] = [
     {"bytelm.harness", "bytelm.tasks"},
     {"bytelm.report"},
     {"bytelm.arms"},
-    {"bytelm.comparison_measure", "bytelm.comparison_text", "bytelm.probe"},
+    {"bytelm.comparison_measure", "bytelm.comparison_text", "bytelm.comparison_tuning", "bytelm.probe"},
     {"bytelm.compare"},
     {"bytelm.comparison_facts"},
     {"bytelm.comparison_figures"},
