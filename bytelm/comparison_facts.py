@@ -197,6 +197,7 @@ def _arm_json(arm: ArmFacts) -> dict[str, Any]:
         "name": arm.name,
         "budget": None if arm.budget is None else arm.budget.amount,
         **{name: _whole(arm.mean(name)) for name in means},
+        "decoder": arm.runs[0].decoder,
         "bits_per_byte_spread": arm.spread("bits_per_byte"),
         "met_budget": arm.met,
         "runs": [known(run) for run in arm.runs],
@@ -217,6 +218,7 @@ def sentences(comparison: Comparison) -> list[str]:
             ranked[budget] = sorted(equal, key=lambda arm: arm.mean("bits_per_byte"))
             found.append(_best_sentence(ranked[budget], amount))
             found.append(_speed_sentence(equal, amount))
+            found += _better_and_faster_sentence(equal, amount)
         else:
             found.append(
                 f"Fewer than two arms were trained within {amount}: there is nothing to compare at equal cost."
@@ -230,6 +232,10 @@ def sentences(comparison: Comparison) -> list[str]:
             f"The machine had other work at times (its load before a run was up to {max(loads):.1f}), so that seconds "
             "and bytes per second say little."
         )
+    decoders = {arm.name: arm.runs[0].decoder for arm in arms}
+    if len(set(decoders.values())) > 1:
+        named = "; ".join(f"{name} by {decoder}" for name, decoder in decoders.items())
+        found.append(f"Not all arms were decoded by the same program, so speeds are on unequal terms: {named}.")
     several = len(comparison.plan.budgets) > 1
     missed = [f"{arm.name} at {arm.budget}" if several else arm.name for arm in arms if not arm.met]
     if missed:
@@ -298,6 +304,31 @@ def _speed_sentence(arms: Sequence[ArmFacts], amount: str) -> str:
         )
         parts.append(f"{what} {best.name} generates {_figure(best, of, ',.0f')} bytes/s ({sure})")
     return f"Here, after {amount}, {'; '.join(parts)}."
+
+
+def _better_and_faster_sentence(arms: Sequence[ArmFacts], amount: str) -> list[str]:
+    """Pairs of arms whose speed can be compared without a price in quality, each speed the better one of a run."""
+    if min(len(arm.runs) for arm in arms) < _LEAST_SEEDS:
+        return []
+    speeds = {
+        arm.name: [max(run.bytes_per_second_plain, run.bytes_per_second_speculative) for run in arm.runs]
+        for arm in arms
+    }
+    pairs = [
+        f"{one.name} than {other.name} ({statistics.fmean(speeds[one.name]):,.0f} against "
+        f"{statistics.fmean(speeds[other.name]):,.0f} bytes/s)"
+        for one, other in itertools.permutations(arms, 2)
+        if max(one.values("bits_per_byte")) <= min(other.values("bits_per_byte"))
+        and min(speeds[one.name]) > max(speeds[other.name])
+    ]
+    if not pairs:
+        return [
+            f"After {amount}, no arm is both at least as good in bits per byte and faster than another in all runs."
+        ]
+    return [
+        f"After {amount}, at least as good in bits per byte and faster in all runs, with drafts where they help: "
+        f"{', '.join(pairs)}."
+    ]
 
 
 def _order_sentences(ranked: dict[Budget, list[ArmFacts]]) -> list[str]:

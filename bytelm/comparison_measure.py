@@ -68,6 +68,7 @@ class Measured:
         flops_per_byte_decoding: Of a byte generated without drafts.
         bytes_per_second_plain: Generated, by the fastest decoder without drafts.
         bytes_per_second_speculative: Generated with drafts of the model's own heads, the same bytes as without.
+        decoder: What decoded, in words: the engine, torch or transformers.
         bytes_per_step: Of these, for a pass of the trunk.
         bytes_per_id: Of the vocabulary.
         share_of_budget: Of the budget that was really spent.
@@ -98,6 +99,7 @@ class Measured:
     flops_per_byte_decoding: float
     bytes_per_second_plain: float
     bytes_per_second_speculative: float
+    decoder: str
     bytes_per_step: float
     bytes_per_id: float
     share_of_budget: float | None
@@ -117,6 +119,7 @@ KEPT: Final = Fields(
                 **{field.name: _AMOUNT for field in dataclasses.fields(Measured) if field.type in (float, int)},
                 **dict.fromkeys(UNKNOWN_OF_FOREIGN, Nullable(_AMOUNT)),
                 "name": TEXT,
+                "decoder": TEXT,
                 "seed": WHOLE,
                 "budget": Nullable(_AMOUNT),
                 "trained": FLAG,
@@ -213,6 +216,7 @@ def measure(
             flops_per_byte_decoding=decoding,
             bytes_per_second_plain=_rate(plain),
             bytes_per_second_speculative=_rate(speculative),
+            decoder=str(language_model.decoded_by),
             bytes_per_step=sum(len(one.data) for one in speculative) / max(1, sum(one.steps for one in speculative)),
             bytes_per_id=own.model.bytes_per_id,
             share_of_budget=spent,
@@ -289,6 +293,7 @@ def measure_foreign(
             flops_per_byte_decoding=flops,
             bytes_per_second_plain=rate,
             bytes_per_second_speculative=rate,
+            decoder="transformers",
             bytes_per_step=written_bytes / sum(one.ids for one in written[1:]),
             bytes_per_id=bytes_per_id,
             share_of_budget=None,

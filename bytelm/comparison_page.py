@@ -144,6 +144,7 @@ def _table(budget: Budget, arms: Sequence[ArmFacts]) -> str:
     for title, name, shown in columns:
         cells = [title, *(figure(arm, name, shown) for arm in arms)]
         rows.append([f"<b>= {cells[0]}</b>", *(f"<b>{cell}</b>" for cell in cells[1:])] if name == marked else cells)
+    rows.append(["decoded by", *(html.escape(", ".join(sorted({run.decoder for run in arm.runs}))) for arm in arms)])
     return table(titles, rows)
 
 

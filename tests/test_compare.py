@@ -19,6 +19,7 @@ from bytelm.comparison_text import Parts, divide
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
+from bytelm.engine.library import load_library
 from bytelm.errors import CheckpointError, ConfigError, CorpusError
 
 TEXT = b"".join(b"the %d little words of line %d, and some more.\n" % (number % 7, number) for number in range(600))
@@ -86,6 +87,33 @@ def test_every_arm_and_seed_is_measured_over_all_bytes(finished: tuple[Compariso
         assert one.curve[-1][0] == one.training_bytes
         assert one.training_memory_bytes > 4 * one.parameters
         assert one.parameters == one.parameters_embedding + one.parameters_ngram_tables + one.parameters_inner
+
+
+def test_bytes_and_ids_are_decoded_by_the_same_program(finished: tuple[Comparison, Path, Plan]) -> None:
+    comparison, out, _ = finished
+    decoders = {one.decoder for one in comparison.measured}
+    assert len(decoders) == 1
+    assert ("the engine" in decoders.pop()) == (load_library() is not None)
+    facts = write_comparison_report(comparison, out, made_by="bytelm compare")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "decoded by" in page
+    assert all(arm["decoder"] in page for arm in facts["arms"])
+    torch_too = tuple(replace(one, decoder=f"torch{one.seed}") for one in comparison.measured[:1])
+    said = sentences(replace(comparison, measured=torch_too + comparison.measured[2:]))
+    assert any("Not all arms were decoded by the same program" in sentence for sentence in said)
+
+
+def test_ngrams_are_for_bytes_and_ids(corpus: Path, tmp_path: Path) -> None:
+    tables = "model.ngram_sizes=[2,3,4,5]:model.ngram_rows=1024:model.ngram_width=8"
+    plan = plan_of(f"byte:k=2:{tables},bpe:300:k=1:{tables}", "bytes:4k")
+    comparison = compare(plan, corpus, tmp_path / "out")
+    assert not comparison.failed
+    for one in comparison.measured:
+        assert one.met
+        assert one.parameters_ngram_tables == 4 * 1024 * 8
+        assert 0 < one.bits_per_byte < 9
+        assert one.bytes_per_second_speculative > 0
+    assert len({one.decoder for one in comparison.measured}) == 1
 
 
 def test_the_budget_was_kept_and_is_checked_afterwards(finished: tuple[Comparison, Path, Plan]) -> None:
@@ -456,6 +484,22 @@ def test_a_sentence_says_whether_the_order_changes_between_budgets(
     assert any(sentence.endswith(said) for sentence in found)
     assert any(sentence.startswith("At an equal 60 seconds of training") for sentence in found)
     assert any(sentence.startswith("At an equal 120 seconds of training") for sentence in found)
+
+
+def test_speeds_are_compared_where_the_faster_arm_is_as_good(finished: tuple[Comparison, Path, Plan]) -> None:
+    done, _, plan = finished
+    values = {"byte:k=1": [2.0, 2.1], "byte:k=8": [2.1, 2.2], "bpe:300:k=1": [2.05, 2.3]}
+    speeds = {"byte:k=1": 100.0, "byte:k=8": 50.0, "bpe:300:k=1": 10.0}
+    comparison = comparison_of(values, plan, done.measured[0])
+    runs = tuple(
+        replace(one, bytes_per_second_plain=1.0, bytes_per_second_speculative=speeds[one.name])
+        for one in comparison.measured
+    )
+    said = [sentence for sentence in sentences(replace(comparison, measured=runs)) if "at least as good" in sentence]
+    assert len(said) == 1
+    assert said[0].endswith("byte:k=1 than byte:k=8 (100 against 50 bytes/s).")
+    slow = tuple(replace(one, bytes_per_second_speculative=7.0) for one in runs)
+    assert any("no arm is both" in sentence for sentence in sentences(replace(comparison, measured=slow)))
 
 
 # Commands
