@@ -147,7 +147,7 @@ def compare(
     """
     corpora = open_corpora(corpus, plan.base)
     if not corpora.corpora[0].raw_bytes("validation"):
-        raise CorpusError(f"{corpus} holds nothing out to score; ingest it with --validation 0.01")
+        raise CorpusError(f"{corpus} holds nothing out to score; ingest it with --validation-fraction 0.01")
     _check_format(out)
     with refusals_named(out):
         (out / _MEASURED).mkdir(parents=True, exist_ok=True)
@@ -359,7 +359,7 @@ def _check_tuning(work: _Work) -> None:
     if not work.parts.apart:
         raise ConfigError(
             "--tune-arms needs held-out text beside that of the scores, and the validation split is one document, "
-            "which is not torn; ingest more documents with --validation, or leave it out"
+            "which is not torn; ingest more documents with --validation-fraction, or leave it out"
         )
     for arm in plan.arms:
         if arm.run is None:
