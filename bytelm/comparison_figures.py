@@ -67,7 +67,7 @@ def figures_of(arms: Sequence[ArmFacts], slopes: Sequence[Slope]) -> dict[str, t
 
 
 def _budgets(arms: Sequence[ArmFacts], slopes: Sequence[Slope]) -> Figure:
-    drawing = Figure(figsize=(7.2, 4.2), layout="constrained")
+    drawing = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = drawing.add_subplot()
     by_name = {slope.name: f"{slope.name} ({slope})" for slope in slopes}
     for last in _at_the_last_budget(arms):
@@ -92,7 +92,7 @@ def _budgets(arms: Sequence[ArmFacts], slopes: Sequence[Slope]) -> Figure:
     axes.set_xticks(budgets, [f"{amount:,g}" for amount in budgets])
     axes.set_xlabel(next(arm.budget.kind for arm in arms if arm.budget is not None))
     axes.set_ylabel("bits per byte")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    drawing.legend(loc="outside lower center", frameon=False)  # names of arms may be longer than the axes are wide
     return drawing
 
 
