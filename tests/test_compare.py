@@ -20,7 +20,7 @@ from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
 from bytelm.data.shards import Corpus
 from bytelm.engine.library import load_library
-from bytelm.errors import CheckpointError, ConfigError, CorpusError
+from bytelm.errors import CheckpointError, ConfigError, CorpusError, GenerationError
 
 TEXT = b"".join(b"the %d little words of line %d, and some more.\n" % (number % 7, number) for number in range(600))
 SETTINGS = (
@@ -361,6 +361,30 @@ def test_rate_and_batch_are_chosen_on_the_selection_part_and_a_search_goes_on(
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<h2>How learning rate and batch were chosen</h2>" in page
     assert all(f"{trial.bits_per_byte:.4f}" in page for one in comparison.tuned for trial in one.trials)
+
+
+def test_an_arm_whose_search_gives_no_score_leaves_what_the_others_gave(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = "train.learning_rate=0.002:train.batch_windows=1"
+    plan = replace(plan_of(f"byte:k=2:train.learning_rate=0.003,byte:k=1:{fixed}", "bytes:12k,13k"), tune_arms=True)
+    plan = replace(plan, base=plan.base.with_changes(["train.batch_windows=1"]))
+
+    def score(*_: object) -> float:
+        raise GenerationError("it is not finite")
+
+    monkeypatch.setattr("bytelm.compare.selection_score", score)
+    comparison = compare(plan, corpus, tmp_path / "out")
+    assert [(one.name, one.budget) for one in comparison.failed] == [
+        (plan.arms[0].name, 12_000.0), (plan.arms[0].name, 13_000.0),
+    ]  # fmt: skip
+    assert all("gave a score: it is not finite" in one.reason for one in comparison.failed)
+    assert [(one.name, one.budget) for one in comparison.measured] == [
+        (plan.arms[1].name, 12_000.0), (plan.arms[1].name, 13_000.0),
+    ]  # fmt: skip
+    assert [(one.name, one.trials) for one in comparison.tuned] == [(plan.arms[1].name, ())]
+    write_comparison_report(comparison, tmp_path / "out", made_by="bytelm compare")
+    assert "set by the arm" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_search_that_cannot_be_is_refused_before_anything_is_trained(
