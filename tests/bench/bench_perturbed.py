@@ -130,8 +130,8 @@ def share_right(model: LanguageModel, prompts: list[tuple[str, str]], *, line: b
     right = 0
     for prompt, answer in prompts:
         wanted = answer.encode()
-        stop = {"stop": "\n"} if line else {}
-        said = model.generate(prompt, max_bytes=len(wanted) + SPARE_BYTES, **stop).data
+        stop = "\n" if line else None
+        said = model.generate(prompt, max_bytes=len(wanted) + SPARE_BYTES, stop=stop).data
         if line:
             right += said.strip() == wanted.strip()
         else:
