@@ -41,6 +41,12 @@ _SET_HERE: Final = {
     "train.time_budget_s": "the budget says that",
 }
 """Settings that no arm has of its own, and why."""
+_SHARED: Final = {
+    "data.window_bytes": "all arms have the same context in bytes",
+    "train.device": "all arms are trained and measured on the same device",
+    "train.threads": "all arms are trained with the same threads",
+}
+"""Settings that the arms must share, and why."""
 _LARGEST_BUDGET: Final = 1e30
 _POWERS: Final = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12, "p": 15}
 _SHORT: Final = {"k": "heads.count", "family": "heads.family", "curriculum": "heads.curriculum"}
@@ -80,8 +86,39 @@ class Budget:
             raise ConfigError(f"{text!r} is no budget; write parameters:1M, flops:1e13, bytes:50M or seconds:600")
         return cls(kind=kind, amount=amount)
 
+    @property
+    def written(self) -> str:
+        """The amount, short where that is exact: two amounts are never written alike."""
+        short = f"{self.amount:g}"
+        return short if float(short) == self.amount else repr(self.amount)
+
     def __str__(self) -> str:
-        return f"{self.kind}:{self.amount:g}"
+        return f"{self.kind}:{self.written}"
+
+
+def parse_budgets(text: str) -> tuple[Budget, ...]:
+    """Budgets of one kind as people write them, the smallest first.
+
+    Args:
+        text: The kind once, then amounts with commas: ``seconds:60,240``.
+
+    Raises:
+        ConfigError: Written otherwise, of two kinds, or with an amount twice.
+
+    Example:
+        >>> [str(budget) for budget in parse_budgets("seconds:240,60")]
+        ['seconds:60', 'seconds:240']
+    """
+    kind, _, amounts = text.partition(":")
+    found: list[Budget] = []
+    for amount in amounts.split(","):
+        other = amount.partition(":")[0].strip()
+        if ":" in amount and other != kind:
+            raise ConfigError(f"--budget {text} has two kinds, {kind} and {other}; one kind alone is made equal")
+        found.append(Budget.parse(amount.strip() if ":" in amount else f"{kind}:{amount}"))
+        if found[-1] in found[:-1]:
+            raise ConfigError(f"--budget {text} names {found[-1]} twice; name each amount once")
+    return tuple(sorted(found, key=lambda budget: budget.amount))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +174,11 @@ class Arm:
                 )
             if name in _SET_HERE:
                 raise ConfigError(f"{word!r} in the arm {text!r} has no effect: {_SET_HERE[name]}; leave it out")
+            if name in _SHARED:
+                raise ConfigError(
+                    f"{word!r} in the arm {text!r} cannot differ between arms: {_SHARED[name]}; give --set "
+                    f"{name}={value} for all"
+                )
             settings[name] = value
         settings = {"heads.count": "1", **settings}
         shown = [f"k={settings['heads.count']}"]
@@ -150,6 +192,33 @@ class Arm:
     def folder(self) -> str:
         """A name for files."""
         return re.sub(r"[^A-Za-z0-9.=]+", "-", self.name).strip("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compared and how it is measured.
+
+    Attributes:
+        arms: In the order of the report.
+        budgets: Of one kind, the smallest first; each is equal for all arms that are trained.
+        seeds: Of weights and windows; each arm is trained with each seed at each budget.
+        base: Settings that all arms share.
+        scored_bytes: Held-out bytes that are scored, at most; the same ones for all.
+        stride_bytes: What a scored window advances.
+        prompts: Held-out prompts that are continued to measure speed.
+        generated_bytes: Bytes of each continuation.
+        tune_arms: Whether learning rate and batch are chosen for each arm; see ``bytelm.comparison_tuning``.
+    """
+
+    arms: tuple[Arm, ...]
+    budgets: tuple[Budget, ...]
+    seeds: tuple[int, ...]
+    base: RunConfig
+    scored_bytes: int = 1 << 20
+    stride_bytes: int
+    prompts: int = 8
+    generated_bytes: int = 256
+    tune_arms: bool = False
 
 
 def parse_arms(texts: str) -> list[Arm]:
@@ -236,11 +305,35 @@ def bytes_of_a_step(config: RunConfig) -> int:
     return config.train.batch_windows * config.train.accumulation * config.data.window_bytes
 
 
-def parameters_of(config: RunConfig) -> tuple[int, int]:
-    """Parameters of a model: all of them, and those that are neither embedding nor unembedding."""
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Parameters of a model by what they cost: rows of tables are looked up, the others are multiplied with.
+
+    Attributes:
+        total: All of them.
+        embedding: Of the embedding and the unembedding, which grow with the vocabulary.
+        ngram_tables: Rows of the n-gram tables.
+    """
+
+    total: int
+    embedding: int
+    ngram_tables: int
+
+    @property
+    def inner(self) -> int:
+        """All that are neither embedding, unembedding nor n-gram table."""
+        return self.total - self.embedding - self.ngram_tables
+
+
+def parameters_of(config: RunConfig) -> Parameters:
+    """Count the parameters of a model."""
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)
-    return model.parameter_counts()["total"], _inner_parameters(model)
+    return Parameters(
+        total=model.parameter_counts()["total"],
+        embedding=model.embedding.numel() + math.prod(model.heads.get_parameter("unembedding.weight").shape),
+        ngram_tables=0 if model.ngrams is None else model.ngrams.tables.numel(),
+    )
 
 
 def flops_of(config: RunConfig) -> tuple[float, float]:
@@ -263,7 +356,7 @@ def _with_parameters(arm: Arm, config: RunConfig, wanted: int) -> RunConfig:
     """The inner width at which the parameters in all come nearest to those wanted."""
 
     def at(width: int) -> int:
-        return parameters_of(config.with_changes([f"model.d_ff={width}"]))[0]
+        return parameters_of(config.with_changes([f"model.d_ff={width}"])).total
 
     least = at(_LEAST_INNER_WIDTH)
     slope = (at(2 * _LEAST_INNER_WIDTH) - least) / _LEAST_INNER_WIDTH
@@ -279,16 +372,11 @@ def _with_parameters(arm: Arm, config: RunConfig, wanted: int) -> RunConfig:
 def tolerance_of(config: RunConfig, budget: Budget) -> float:
     """Share of the budget by which an arm may miss it: what cannot be divided further."""
     if budget.kind == "parameters":
-        step = parameters_of(config.with_changes([f"model.d_ff={config.model.d_ff + 1}"]))[0] - parameters_of(config)[0]
-        return step / budget.amount
+        wider = config.with_changes([f"model.d_ff={config.model.d_ff + 1}"])
+        return (parameters_of(wider).total - parameters_of(config).total) / budget.amount
     if budget.kind == "seconds":
         return _SECONDS_SHARE + _LAST_STEP_S / budget.amount
     flops_per_byte = flops_of(config)[0] if budget.kind == "flops" else 1.0
     # A step of operations may hold nothing but ids of one byte.
     most = config.model.bytes_per_id if budget.kind == "flops" else 1.0
     return most * bytes_of_a_step(config) * flops_per_byte / budget.amount
-
-
-def _inner_parameters(model: ByteLM) -> int:
-    total = model.parameter_counts()["total"]
-    return total - model.embedding.numel() - math.prod(model.heads.get_parameter("unembedding.weight").shape)

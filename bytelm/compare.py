@@ -1,19 +1,16 @@
-"""Comparison: arms trained at an equal budget, over several seeds, measured alike, told with every axis.
+"""Comparison: arms trained at equal budgets, over several seeds, measured alike, told with every axis.
 
 Runs follow one another, the seeds outermost, so that a slow drift of the machine meets all arms alike. A measurement
 is kept as soon as it is made; what was interrupted goes on where it was, run by run, and inside a run from its last
 checkpoint. After training each run is asked whether it kept the budget, from what it did and not from what was planned.
 """
 
-import dataclasses
-import itertools
 import json
 import math
 import os
 import platform
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,164 +18,75 @@ import torch
 
 import bytelm
 from bytelm import machine
-from bytelm.api import LanguageModel, load
-from bytelm.arms import Arm, Budget, bytes_of_a_step, flops_of, parameters_of, settings_of, tolerance_of
+from bytelm.arms import Arm, Budget, Plan, settings_of
 from bytelm.bpe import BPEVocab
 from bytelm.checkpoint import checkpoints
+from bytelm.comparison_measure import (
+    KEPT,
+    UNKNOWN_OF_FOREIGN,
+    Measured,
+    known,
+    measure,
+    measure_foreign,
+    selection_score,
+    with_counted_steps,
+)
+from bytelm.comparison_text import Parts, divide
+from bytelm.comparison_tuning import BATCH, RATE, Trial, Tuned, candidates, search, tuning_budget
 from bytelm.config import RunConfig
 from bytelm.corpora import Corpora, open_corpora
-from bytelm.decode import generate
-from bytelm.device import choose_decoding_threads, choose_device
-from bytelm.engine import NOT_FINITE
-from bytelm.errors import BytelmError, CheckpointError, CorpusError, GenerationError
-from bytelm.evaluate import BitsPerByte, bits_per_byte, excerpts, some_bytes
+from bytelm.errors import (
+    BytelmError,
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    GenerationError,
+    TrainingError,
+)
 from bytelm.events import Finished
 from bytelm.files import refusals_named, write_file
-from bytelm.foreign import Written, open_foreign
-from bytelm.generation import GenerateSettings, Generation
-from bytelm.job import choose_precision
-from bytelm.memory import trace_step
-from bytelm.own_files import ANYTHING, FLAG, TEXT, WHOLE, Fields, ListOf, Nullable, Number, read_json, read_small
+from bytelm.own_files import ANYTHING, TEXT, WHOLE, Fields, Nullable, Number, read_json, read_small
 from bytelm.run_curves import size
-from bytelm.run_log import read_log
-from bytelm.token_packing import pack_batch
 from bytelm.train import train
 from bytelm.vocab import BYTE_VOCABULARY, Vocab
 from bytelm.vocabularies import learn_vocabulary
 
 PATH_OF_RESULTS: Final = "comparison.json"
+FORMAT: Final = 2
+"""Version of a comparison's folder: 1 had one budget, and scored the text that validations had read."""
 _RUNS: Final = "runs"
 _MEASURED: Final = "measured"
+_TUNING: Final = "tuning"
 _VOCABULARIES: Final = "vocabularies"
-_PROMPT_BYTES: Final = 96
 _VOCABULARY_BYTES: Final = 64 << 20
-_COUNTED_BYTES: Final = 64_000_000
-"""Of a training, whose ids are counted; of a longer one the beginning stands for the rest."""
-_TEMPERATURE: Final = 0.8
-_UNKNOWN_OF_FOREIGN: Final = (
-    "training_flops",
-    "training_seconds",
-    "training_bytes",
-    "training_bytes_per_second",
-    "training_memory_bytes",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is compared and how it is measured.
-
-    Attributes:
-        arms: In the order of the report.
-        budget: Equal for all that are trained.
-        seeds: Of weights and windows; each arm is trained with each.
-        base: Settings that all arms share.
-        scored_bytes: Held-out bytes that are scored, at most; the same ones for all.
-        stride_bytes: What a scored window advances.
-        prompts: Held-out prompts that are continued to measure speed.
-        generated_bytes: Bytes of each continuation.
-    """
-
-    arms: tuple[Arm, ...]
-    budget: Budget
-    seeds: tuple[int, ...]
-    base: RunConfig
-    scored_bytes: int = 1 << 20
-    stride_bytes: int
-    prompts: int = 8
-    generated_bytes: int = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One run: an arm with a seed. What nobody knows of a model that was made elsewhere is NaN.
-
-    Attributes:
-        name: Of the arm.
-        seed: Of the run.
-        trained: Whether it was trained here at the budget.
-        bits_per_byte: Of head 0, over all scored bytes.
-        bits_per_byte_by_head: Of each.
-        scored_bytes: How many they are.
-        scored_ids: Ids that they make.
-        parameters: Of the model, in all.
-        parameters_inner: Those that are neither embedding nor unembedding.
-        training_flops: Operations of the training, from the ids that were counted in its windows.
-        training_seconds: Of its clock: steps, validations and saving.
-        training_bytes: Bytes that it read.
-        training_bytes_per_second: Median of its logged steps.
-        training_memory_bytes: At the peak of a step, traced: weights, gradients, optimizer, activations.
-        flops_per_byte_training: Of a byte learnt from.
-        flops_per_byte_decoding: Of a byte generated without drafts.
-        bytes_per_second_plain: Generated, by the fastest decoder without drafts.
-        bytes_per_second_speculative: Generated with drafts of the model's own heads, the same bytes as without.
-        bytes_per_step: Of these, for a pass of the trunk.
-        bytes_per_id: Of the vocabulary.
-        share_of_budget: Of the budget that was really spent.
-        met: Whether that is within the tolerance.
-        tolerance: Share by which it may be missed.
-        curve: Validations during training: bytes, operations, seconds, bits per byte.
-        load_before: Mean number of processes that wanted a core in the minute before; None where it is not told.
-    """
-
-    name: str
-    seed: int
-    trained: bool
-    bits_per_byte: float
-    bits_per_byte_by_head: tuple[float | None, ...]
-    scored_bytes: int
-    scored_ids: int
-    parameters: int
-    parameters_inner: int
-    training_flops: float
-    training_seconds: float
-    training_bytes: float
-    training_bytes_per_second: float
-    training_memory_bytes: float
-    flops_per_byte_training: float
-    flops_per_byte_decoding: float
-    bytes_per_second_plain: float
-    bytes_per_second_speculative: float
-    bytes_per_step: float
-    bytes_per_id: float
-    share_of_budget: float | None
-    met: bool | None
-    tolerance: float | None
-    curve: tuple[tuple[float, float, float, float], ...]
-    load_before: float | None
-
-
-_AMOUNT: Final = Number(0.0)
-_KEPT: Final = Fields(
+_KEPT_TRIAL: Final = Fields(
     {
         "key": Fields(others=ANYTHING),
-        "rule": TEXT,
-        "measured": Fields(
+        "trial": Fields(
             {
-                **{field.name: _AMOUNT for field in dataclasses.fields(Measured) if field.type in (float, int)},
-                **dict.fromkeys(_UNKNOWN_OF_FOREIGN, Nullable(_AMOUNT)),
-                "name": TEXT,
-                "seed": WHOLE,
-                "trained": FLAG,
-                "bits_per_byte_by_head": ListOf(Nullable(_AMOUNT), least=1),
-                "share_of_budget": Nullable(_AMOUNT),
-                "met": Nullable(FLAG),
-                "tolerance": Nullable(_AMOUNT),
-                "curve": ListOf(ListOf(_AMOUNT, least=4, most=4)),
-                "load_before": Nullable(_AMOUNT),
+                "learning_rate": Number(0.0),
+                "batch_windows": WHOLE,
+                "bits_per_byte": Nullable(Number(0.0)),
+                "reason": TEXT,
             }
         ),
     }
 )
-"""Of a measurement as it is kept."""
+"""Form of a training of a search as it is kept."""
+ONE_DOCUMENT: Final = (
+    "The validation split is one document, which is not torn: validations during training and the final scores use the "
+    "same text."
+)
+"""Told where the held-out text cannot be divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A run that gave no measurement."""
+    """A run that gave no measurement; its budget is None where it was to be measured as found."""
 
     name: str
     seed: int
+    budget: float | None
     reason: str
 
 
@@ -192,6 +100,8 @@ class Comparison:
         fingerprint: Of the corpus.
         measured: Runs in the order of the plan.
         failed: Runs that could not be measured.
+        tuned: What was tried and chosen for each arm; none where nothing was to be chosen.
+        parts: Of the held-out text: validations are made on the one, and ``measured`` on the other.
         rule: How much context each scored byte had.
         machine: Where it ran, in words.
         cores: Of this machine that can be used.
@@ -203,6 +113,8 @@ class Comparison:
     fingerprint: str | list[str]
     measured: tuple[Measured, ...]
     failed: tuple[Failed, ...]
+    tuned: tuple[Tuned, ...]
+    parts: Parts
     rule: str
     machine: str
     cores: int
@@ -222,67 +134,94 @@ def compare(
     Args:
         plan: What to compare.
         corpus: Folder or address of a corpus with a validation split.
-        out: Folder of the comparison, made if missing. One that is there goes on; arms and seeds may be added.
+        out: Folder of the comparison, made if missing. One that is there goes on; arms, seeds and budgets may be
+            added.
         tell: Is told in a line what happens.
         should_stop: Asked between the steps of a training; True saves and ends.
 
     Raises:
-        ConfigError: An arm is impossible or cannot meet the budget; nothing is trained then.
+        ConfigError: An arm is impossible or cannot meet a budget; nothing is trained then.
         CorpusError: The corpus is missing or damaged, or holds nothing out.
-        CheckpointError: ``out`` holds something else.
+        CheckpointError: ``out`` holds something else, or is of another version.
         StorageError: The disk refuses.
     """
     corpora = open_corpora(corpus, plan.base)
     if not corpora.corpora[0].raw_bytes("validation"):
-        raise CorpusError(f"{corpus} holds nothing out to score; ingest it with --validation 0.01")
+        raise CorpusError(f"{corpus} holds nothing out to score; ingest it with --validation-fraction 0.01")
+    _check_format(out)
     with refusals_named(out):
         (out / _MEASURED).mkdir(parents=True, exist_ok=True)
+        (out / _TUNING).mkdir(exist_ok=True)
         (out / _VOCABULARIES).mkdir(exist_ok=True)
-    vocabularies = _vocabularies(plan, corpora, out, tell)
-    configs = {
-        arm.name: [
-            settings_of(arm, plan.base, plan.budget, bytes_per_id=vocabularies[arm.name].bytes_per_id, seed=seed)
-            for seed in plan.seeds
-        ]
-        for arm in plan.arms
-        if arm.run is None
-    }
-    measured: dict[tuple[str, int], Measured] = {}
+    parts = divide(corpora.corpora[0])
+    if not parts.apart:
+        tell(ONE_DOCUMENT)
+    work = _Work(
+        plan=plan,
+        corpora=corpora,
+        corpus=corpus,
+        out=out,
+        vocabularies=_vocabularies(plan, corpora, out, tell),
+        parts=parts,
+        held_out=parts.final(
+            corpora.corpora[0], limit_bytes=plan.scored_bytes, window_bytes=plan.base.data.window_bytes
+        ),
+        should_stop=should_stop,
+    )
+    runs = _runs(work, {})  # refuses what cannot be, before anything is trained
+    measured: dict[_Run, Measured] = {}
     failed: list[Failed] = []
-    held_out = _held_out(plan, corpora)
+    tuned: dict[str, Tuned] = {}
     rule, stopped = "", False
-    for index, seed in enumerate(plan.seeds):
+    if plan.tune_arms:
+        _check_tuning(work)
         for arm in plan.arms:
-            if stopped or (arm.run is not None and index):
+            if arm.run is not None:
                 continue
-            config = None if arm.run is not None else configs[arm.name][index]
-            key = _key(plan, arm, config, corpora)
-            path = out / _MEASURED / f"{arm.folder}-{seed}.json"
-            found = _read(path, key)
+            try:
+                found = _tune(work, arm, tell)
+            except TrainingError as error:
+                tell(str(error))
+                failed += [
+                    Failed(name=arm.name, seed=run.seed, budget=run.amount, reason=str(error))
+                    for run in runs
+                    if run.arm == arm
+                ]
+                continue
             if found is None:
-                tell(f"{arm.name}, seed {seed}: {'training' if config else 'measuring'}")
-                try:
-                    found = _run(plan, arm, config, vocabularies, corpora, corpus, out, held_out, should_stop)
-                except BytelmError as error:
-                    failed.append(Failed(name=arm.name, seed=seed, reason=str(error)))
-                    tell(f"{arm.name}, seed {seed}: {error}")
-                    continue
-                if found is None:
-                    stopped = True
-                    continue
-                kept = {"key": key, "measured": known(found[0]), "rule": found[1]}
-                content = json.dumps(kept, indent=1, allow_nan=False)
-                write_file(path, content.encode())
-            measured[arm.name, seed], rule = found
-            tell(_line(found[0]))
+                stopped = True
+                break
+            tuned[arm.name] = found
+            tell(f"{arm.name}: chosen {', '.join(found.changes)}")
+        runs = [run for run in _runs(work, tuned) if run.config is None or run.arm.name in tuned]
+    for run in () if stopped else runs:
+        path = out / _MEASURED / f"{run.folder}.json"
+        key = _key(work, run)
+        found = _read(path, key)
+        if found is None:
+            tell(f"{run}: {'measuring' if run.config is None else 'training'}")
+            try:
+                found = _run(work, run)
+            except BytelmError as error:
+                failed.append(Failed(name=run.arm.name, seed=run.seed, budget=run.amount, reason=str(error)))
+                tell(f"{run}: {error}")
+                continue
+            if found is None:
+                stopped = True
+                break
+            kept = {"key": key, "measured": known(found[0]), "rule": found[1]}
+            content = json.dumps(kept, indent=1, allow_nan=False)
+            write_file(path, content.encode())
+        measured[run], rule = found
+        tell(f"{run}: {_line(found[0])}")
     return Comparison(
         plan=plan,
         place=corpora.place,
         fingerprint=corpora.fingerprint,
-        measured=tuple(
-            measured[arm.name, seed] for arm in plan.arms for seed in plan.seeds if (arm.name, seed) in measured
-        ),
+        measured=tuple(sorted(measured.values(), key=lambda one: _place(plan, one))),
         failed=tuple(failed),
+        tuned=tuple(tuned.values()),
+        parts=work.parts,
         rule=rule,
         machine=_machine(),
         cores=machine.cores().usable,
@@ -290,262 +229,204 @@ def compare(
     )
 
 
-def _run(
-    plan: Plan,
-    arm: Arm,
-    config: RunConfig | None,
-    vocabularies: Mapping[str, Vocab],
-    corpora: Corpora,
-    corpus: str | Path,
-    out: Path,
-    held_out: Sequence[bytes],
-    should_stop: Callable[[], bool],
-) -> tuple[Measured, str] | None:
-    """Train where that is to be done, and measure; None where the caller ended it."""
-    load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    if config is None:
-        assert arm.run is not None
-        if arm.foreign:
-            return _measure_foreign(plan, arm, arm.run, held_out, load_before)
-        return _measure(plan, arm, arm.run, None, corpora, held_out, load_before)
-    run = out / _RUNS / f"{arm.folder}-{config.train.seed}"
-    vocabulary = vocabularies[arm.name]
-    config = _with_counted_steps(config, vocabulary, corpora, plan.budget)
-    finished = None
-    for event in train(config, corpus, run, resume="auto", should_stop=should_stop, vocabulary=vocabulary):
-        if isinstance(event, Finished):
-            finished = event
-    assert finished is not None
-    if finished.reason == "stopped":
-        return None
-    return _measure(plan, arm, run, config, corpora, held_out, load_before)
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What all runs of a comparison share."""
+
+    plan: Plan
+    corpora: Corpora
+    corpus: str | Path
+    out: Path
+    vocabularies: Mapping[str, Vocab]
+    parts: Parts
+    held_out: Sequence[bytes]
+    should_stop: Callable[[], bool]
 
 
-def _measure(
-    plan: Plan,
-    arm: Arm,
-    run: Path,
-    config: RunConfig | None,
-    corpora: Corpora,
-    held_out: Sequence[bytes],
-    load_before: float | None,
-) -> tuple[Measured, str]:
-    language_model = load(run, device=plan.base.train.device)
-    own, model = language_model.config, language_model.model
-    context_bytes = plan.base.data.window_bytes
-    scores = bits_per_byte(model, held_out, context_bytes=context_bytes, stride=plan.stride_bytes)
-    _check_finite(run, scores)
-    plain, speculative = _decoded(plan, language_model, held_out)
-    records = read_log(run)
-    validations = [record for record in records if record["kind"] == "validation"]
-    steps = [record for record in records if record["kind"] == "step"]
-    if not steps:
-        raise CheckpointError(f"{run} has logged no step; give a run that was trained")
-    last = max((*steps, *validations), key=lambda record: record["step"])
-    seen_bytes, seconds = _number(last, "bytes_seen", run), _number(last, "elapsed_s", run)
-    training, decoding = flops_of(own)
-    ids_ratio = 1.0 if config is None else _ids_ratio(own, model.vocabulary, corpora, int(seen_bytes))
-    flops = training * ids_ratio * seen_bytes
-    parameters, inner = parameters_of(own)
-    spent = {
-        "parameters": parameters,
-        "flops": flops,
-        "bytes": seen_bytes,
-        "seconds": seconds,
-    }[plan.budget.kind] / plan.budget.amount
-    tolerance = None if config is None else tolerance_of(own, plan.budget)
-    device = choose_device(own.train.device)
-    traced = trace_step(own, device, bfloat16=choose_precision(own.train, device) == "bfloat16")
-    assert scores.by_head[0] is not None
-    return (
-        Measured(
-            name=arm.name,
-            seed=own.train.seed,
-            trained=config is not None,
-            bits_per_byte=scores.by_head[0],
-            bits_per_byte_by_head=scores.by_head,
-            scored_bytes=scores.scored_bytes,
-            scored_ids=scores.scored_ids,
-            parameters=parameters,
-            parameters_inner=inner,
-            training_flops=flops,
-            training_seconds=seconds,
-            training_bytes=seen_bytes,
-            training_bytes_per_second=statistics.median(_number(record, "bytes_per_second", run) for record in steps),
-            training_memory_bytes=traced.memory.total,
-            flops_per_byte_training=training * ids_ratio,
-            flops_per_byte_decoding=decoding,
-            bytes_per_second_plain=_rate(plain),
-            bytes_per_second_speculative=_rate(speculative),
-            bytes_per_step=sum(len(one.data) for one in speculative) / max(1, sum(one.steps for one in speculative)),
-            bytes_per_id=own.model.bytes_per_id,
-            share_of_budget=None if config is None else spent,
-            met=None if tolerance is None else abs(spent - 1.0) <= tolerance,
-            tolerance=tolerance,
-            curve=tuple(
-                (
-                    record["bytes_seen"],
-                    training * ids_ratio * record["bytes_seen"],
-                    record["elapsed_s"],
-                    record["bits_per_byte"],
-                )
-                for record in validations
-                if all(record.get(name) is not None for name in ("bytes_seen", "elapsed_s", "bits_per_byte"))
-            ),
-            load_before=load_before,
-        ),
-        scores.rule,
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """An arm with a seed and a budget, and its settings; without the latter two where it is measured as found."""
+
+    arm: Arm
+    seed: int
+    budget: Budget | None
+    config: RunConfig | None
+
+    @property
+    def amount(self) -> float | None:
+        return None if self.budget is None else self.budget.amount
+
+    @property
+    def folder(self) -> str:
+        """A name for files."""
+        budget = "" if self.budget is None else f"-{self.budget.kind}-{self.budget.written}"
+        return f"{self.arm.folder}-{self.seed}{budget}"
+
+    def __str__(self) -> str:
+        return self.arm.name if self.budget is None else f"{self.arm.name}, seed {self.seed}, {self.budget}"
 
 
-def _measure_foreign(
-    plan: Plan, arm: Arm, folder: Path, held_out: Sequence[bytes], load_before: float | None
-) -> tuple[Measured, str]:
-    """A model that was made elsewhere. It has no drafts: what it writes with them is what it writes without."""
-    found = open_foreign(folder, device=choose_device(plan.base.train.device))
-    context_bytes = plan.base.data.window_bytes
-    scores = found.bits_per_byte(held_out, context_bytes=context_bytes, stride=plan.stride_bytes)
-    _check_finite(folder, scores)
-    bytes_per_id = scores.scored_bytes / scores.scored_ids
-    ids = math.ceil(plan.generated_bytes / bytes_per_id)
-    prompts = _prompts(plan, held_out)
-    found.check(1 + max(len(found.vocabulary.encode(prompt)) for prompt in prompts) + ids)
-    parameters, inner = found.parameters()
-    written: list[Written] = []
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(choose_decoding_threads(parameters))
-        for seed, prompt in enumerate([prompts[0], *prompts]):
-            written.append(found.write(prompt, ids=ids, temperature=_TEMPERATURE, seed=seed))
-    finally:
-        torch.set_num_threads(threads)
-    written_bytes = sum(len(one.data) for one in written[1:])
-    rate = written_bytes / sum(one.elapsed_s for one in written[1:])
-    flops = found.flops_per_byte(held_out, context_bytes=context_bytes)
-    assert scores.by_head[0] is not None
-    return (
-        Measured(
-            name=arm.name,
-            seed=0,
-            trained=False,
-            bits_per_byte=scores.by_head[0],
-            bits_per_byte_by_head=scores.by_head,
-            scored_bytes=scores.scored_bytes,
-            scored_ids=scores.scored_ids,
-            parameters=parameters,
-            parameters_inner=inner,
-            training_flops=math.nan,
-            training_seconds=math.nan,
-            training_bytes=math.nan,
-            training_bytes_per_second=math.nan,
-            training_memory_bytes=math.nan,
-            flops_per_byte_training=3 * flops,
-            flops_per_byte_decoding=flops,
-            bytes_per_second_plain=rate,
-            bytes_per_second_speculative=rate,
-            bytes_per_step=written_bytes / sum(one.ids for one in written[1:]),
-            bytes_per_id=bytes_per_id,
-            share_of_budget=None,
-            met=None,
-            tolerance=None,
-            curve=(),
-            load_before=load_before,
-        ),
-        scores.rule,
-    )
+def _runs(work: _Work, tuned: Mapping[str, Tuned]) -> list[_Run]:
+    """All runs in the order in which they are made, with what was chosen: the seeds outermost, the arms innermost.
+
+    Raises:
+        ConfigError: An arm is impossible or cannot meet a budget.
+    """
+    plan = work.plan
+    found = []
+    for index, seed in enumerate(plan.seeds):
+        for number, budget in enumerate(plan.budgets):
+            for arm in plan.arms:
+                if arm.run is None:
+                    ratio = work.vocabularies[arm.name].bytes_per_id
+                    chosen = tuned[arm.name].changes if arm.name in tuned else ()
+                    whole = replace(arm, changes=arm.changes + chosen)
+                    config = settings_of(whole, plan.base, budget, bytes_per_id=ratio, seed=seed)
+                    found.append(_Run(arm=arm, seed=seed, budget=budget, config=config))
+                elif index == number == 0:
+                    found.append(_Run(arm=arm, seed=seed, budget=None, config=None))
+    return found
 
 
-def _check_finite(place: Path, scores: BitsPerByte) -> None:
-    for head, bits in enumerate(scores.by_head):
-        if bits is not None and not math.isfinite(bits):
-            raise GenerationError(f"{place}: bits per byte of head {head} are not finite; {NOT_FINITE}")
+def _place(plan: Plan, one: Measured) -> tuple[int, int, int]:
+    """Where a run stands in the report: by arm, budget and seed."""
+    amounts = [budget.amount for budget in plan.budgets]
+    budget = 0 if one.budget is None else amounts.index(one.budget)
+    return [arm.name for arm in plan.arms].index(one.name), budget, one.seed
 
 
-def _number(record: Mapping[str, Any], name: str, run: Path) -> float:
-    """A figure of a logged record, which may be of a version that did not log it."""
-    value = record.get(name)
-    if value is None:
-        raise CheckpointError(f"{run} has logged no {name} at step {record['step']}; give a run of this version")
-    return value
-
-
-def _prompts(plan: Plan, held_out: Sequence[bytes]) -> list[bytes]:
-    pieces = excerpts(held_out, sum(map(len, held_out)), count=plan.prompts, length=_PROMPT_BYTES)
-    return [piece[:_PROMPT_BYTES] for piece in itertools.islice(pieces, plan.prompts)]
-
-
-def _decoded(
-    plan: Plan, language_model: LanguageModel, held_out: Sequence[bytes]
-) -> tuple[list[Generation], list[Generation]]:
-    """Continuations without drafts, and with those of the heads; turn by turn, so that both meet the same machine."""
-    model, prompts = language_model.decoder, _prompts(plan, held_out)
-    threads = torch.get_num_threads()
-    plain: list[Generation] = []
-    speculative: list[Generation] = []
-    try:
-        if language_model.engine is None:  # which has threads of its own
-            torch.set_num_threads(choose_decoding_threads(language_model.model.parameter_counts()["total"]))
-        for seed, prompt in enumerate([prompts[0], *prompts]):
-
-            def settings(seed: int = seed, **changes: Any) -> GenerateSettings:
-                return GenerateSettings(max_bytes=plan.generated_bytes, temperature=_TEMPERATURE, seed=seed, **changes)
-
-            context_bytes = plan.base.data.window_bytes
-            plain.append(generate(model, prompt, settings(draft="none"), context_bytes=context_bytes))
-            speculative.append(generate(model, prompt, settings(draft="heads"), context_bytes=context_bytes))
-    finally:
-        torch.set_num_threads(threads)
-    return plain[1:], speculative[1:]  # the first ones of a model pay for allocations
-
-
-def _rate(generations: Sequence[Generation]) -> float:
-    """Bytes per second, prompts included in the time."""
-    return sum(len(one.data) for one in generations) / sum(one.elapsed_s for one in generations)
-
-
-def _ids_by_step(config: RunConfig, vocabulary: Vocab, corpora: Corpora) -> Iterator[int]:
-    """Ids that each step of a training learns from, counted in the windows that it reads."""
-    with corpora.loader(config, batch_windows=config.train.batch_windows) as loader:
-        while True:
-            yield sum(
-                int(pack_batch(batch, config, vocabulary, torch.device("cpu")).valid_BTK[..., 0].sum())
-                for batch in itertools.islice(loader, config.train.accumulation)
+def _check_format(out: Path) -> None:
+    """Refuse the folder of a comparison that another version of bytelm made."""
+    path = out / PATH_OF_RESULTS
+    if path.is_file():
+        found = read_json(path, Fields(others=ANYTHING), remedy="give another --out").get("format", 1)
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{path} is of format {found}, and this version of bytelm goes on with format {FORMAT} alone; give "
+                "another --out"
             )
 
 
-def _ids_ratio(config: RunConfig, vocabulary: Vocab, corpora: Corpora, read_bytes: int) -> float:
-    """Ids of a training over those that ``bytes_per_id`` lets expect; 1 for bytes."""
-    if vocabulary.name == BYTE_VOCABULARY:
-        return 1.0
-    step_bytes = bytes_of_a_step(config)
-    steps = max(1, min(read_bytes, _COUNTED_BYTES) // step_bytes)
-    ids = sum(itertools.islice(_ids_by_step(config, vocabulary, corpora), steps))
-    return ids * vocabulary.bytes_per_id / (steps * step_bytes)
+def _run(work: _Work, run: _Run) -> tuple[Measured, str] | None:
+    """Train where that is to be done, and measure; None where the caller ended it."""
+    plan, arm = work.plan, run.arm
+    load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if run.config is None or run.budget is None:
+        assert arm.run is not None
+        if arm.foreign:
+            return measure_foreign(plan, arm, arm.run, work.held_out, load_before)
+        return measure(plan, arm, arm.run, None, work.corpora, work.held_out, load_before)
+    folder = work.out / _RUNS / run.folder
+    config = _train(work, arm, run.config, run.budget, folder)
+    if config is None:
+        return None
+    return measure(plan, arm, folder, (config, run.budget), work.corpora, work.held_out, load_before)
 
 
-def _with_counted_steps(config: RunConfig, vocabulary: Vocab, corpora: Corpora, budget: Budget) -> RunConfig:
-    """A budget of operations in steps, where ids stand for several bytes: those of its own windows are counted."""
-    if budget.kind != "flops" or vocabulary.name == BYTE_VOCABULARY or budget.amount > _COUNTED_BYTES * _flops(config):
-        return config
-    wanted = budget.amount / (_flops(config) * vocabulary.bytes_per_id)
-    ids = steps = 0
-    counted = _ids_by_step(config, vocabulary, corpora)
-    while ids < wanted:
-        ids += next(counted)
-        steps += 1
-    return config.with_changes([f"train.steps={steps}"])
+def _train(work: _Work, arm: Arm, config: RunConfig, budget: Budget, folder: Path) -> RunConfig | None:
+    """Train an arm, or go on with it, and return its settings; None where the caller ended it."""
+    vocabulary = work.vocabularies[arm.name]
+    config = with_counted_steps(config, vocabulary, work.corpora, budget)
+    finished = None
+    validation = work.parts.selection(
+        work.corpora.corpora[0],
+        limit_bytes=config.train.validation_bytes,
+        window_bytes=config.data.window_bytes,
+    )
+    for event in train(
+        config,
+        work.corpus,
+        folder,
+        resume="auto",
+        should_stop=work.should_stop,
+        vocabulary=vocabulary,
+        held_out=validation,
+    ):
+        if isinstance(event, Finished):
+            finished = event
+    assert finished is not None
+    return None if finished.reason == "stopped" else config
 
 
-def _flops(config: RunConfig) -> float:
-    return flops_of(config)[0]
+def _check_tuning(work: _Work) -> None:
+    """Refuse a search that cannot be made, before anything is trained.
+
+    Raises:
+        ConfigError: There is no text to choose on, or an arm cannot meet the budget of a search.
+    """
+    plan = work.plan
+    budget = tuning_budget(plan.budgets)
+    if not work.parts.apart:
+        raise ConfigError(
+            "--tune-arms needs held-out text beside that of the scores, and the validation split is one document, "
+            "which is not torn; ingest more documents with --validation-fraction, or leave it out"
+        )
+    for arm in plan.arms:
+        if arm.run is None:
+            config = _settings_of_trial(work, arm, None)
+            for windows in candidates(arm, config.train.learning_rate, config.train.batch_windows)[1]:
+                try:
+                    _settings_of_trial(work, arm, (config.train.learning_rate, windows))
+                except ConfigError as error:
+                    raise ConfigError(f"--tune-arms has {budget} for each training: {error}") from None
 
 
-def _held_out(plan: Plan, corpora: Corpora) -> list[bytes]:
-    corpus = corpora.corpora[0]
-    total = corpus.raw_bytes("validation")
-    limit = min(total, plan.scored_bytes)
-    documents = corpus.documents("validation")
-    return list(some_bytes(documents, total, limit_bytes=limit, window_bytes=plan.base.data.window_bytes))
+def _settings_of_trial(work: _Work, arm: Arm, values: tuple[float, int] | None) -> RunConfig:
+    """Settings of a training of the search: with a rate and windows, or those of the arm at its first budget."""
+    plan = work.plan
+    changes, budget = arm.changes, plan.budgets[0]
+    if values is not None:
+        changes, budget = (*changes, f"{RATE}={values[0]!r}", f"{BATCH}={values[1]}"), tuning_budget(plan.budgets)
+    ratio = work.vocabularies[arm.name].bytes_per_id
+    return settings_of(replace(arm, changes=changes), plan.base, budget, bytes_per_id=ratio, seed=plan.seeds[0])
+
+
+def _tune(work: _Work, arm: Arm, tell: Callable[[str], None]) -> Tuned | None:
+    """Choose rate and batch of an arm; None where the caller ended it.
+
+    Raises:
+        TrainingError: No training of the search gave a score.
+    """
+    plan, corpus = work.plan, work.corpora.corpora[0]
+    window_bytes = plan.base.data.window_bytes
+    text = work.parts.selection(corpus, limit_bytes=plan.scored_bytes, window_bytes=window_bytes)
+
+    def ask(rate: float, windows: int) -> Trial | None:
+        name = f"{arm.folder}-{rate!r}-{windows}"
+        config = _settings_of_trial(work, arm, (rate, windows))
+        path = work.out / _TUNING / f"{name}.json"
+        key = _key(work, _Run(arm=arm, seed=plan.seeds[0], budget=tuning_budget(plan.budgets), config=config))
+        trial = _read_trial(path, key)
+        if trial is None:
+            tell(f"{arm.name}: trying {RATE}={rate:g}, {BATCH}={windows}")
+            folder = work.out / _TUNING / name
+            try:
+                if _train(work, arm, config, tuning_budget(plan.budgets), folder) is None:
+                    return None
+                score, reason = selection_score(folder, plan, text), ""
+            except (GenerationError, TrainingError) as error:
+                score, reason = None, str(error)
+            trial = Trial(learning_rate=rate, batch_windows=windows, bits_per_byte=score, reason=reason)
+            content = json.dumps({"key": key, "trial": asdict(trial)}, indent=1, allow_nan=False)
+            write_file(path, content.encode())
+        tell(f"{arm.name}, {RATE}={rate:g}, {BATCH}={windows}: {_score(trial)}")
+        return trial
+
+    first = _settings_of_trial(work, arm, None).train
+    return search(arm, first.learning_rate, first.batch_windows, ask)
+
+
+def _score(trial: Trial) -> str:
+    return trial.reason if trial.bits_per_byte is None else f"{trial.bits_per_byte:.4f} bits per byte to choose by"
+
+
+def _read_trial(path: Path, key: Mapping[str, Any]) -> Trial | None:
+    """A training of a search that was made before, of just the same."""
+    if not path.is_file():
+        return None
+    saved = read_json(path, _KEPT_TRIAL, remedy="remove it, and go on")
+    _check_key(path, saved["key"], key)
+    return Trial(**saved["trial"])
 
 
 def _vocabularies(plan: Plan, corpora: Corpora, out: Path, tell: Callable[[str], None]) -> dict[str, Vocab]:
@@ -571,21 +452,24 @@ def _vocabularies(plan: Plan, corpora: Corpora, out: Path, tell: Callable[[str],
     return found
 
 
-def _key(plan: Plan, arm: Arm, config: RunConfig | None, corpora: Corpora) -> dict[str, Any]:
+def _key(work: _Work, run: _Run) -> dict[str, Any]:
     """What a measurement depends on, as JSON has it."""
+    plan = work.plan
     return json.loads(
         json.dumps(
             {
                 "bytelm": bytelm.__version__,
-                "arm": arm.name,
-                "config": None if config is None else config.model_dump(mode="json"),
-                "run": None if arm.run is None else _content(arm, arm.run),
-                "corpus": corpora.fingerprint,
+                "arm": run.arm.name,
+                "config": None if run.config is None else run.config.model_dump(mode="json"),
+                "run": None if run.arm.run is None else _content(run.arm, run.arm.run),
+                "corpus": work.corpora.fingerprint,
                 "scored_bytes": plan.scored_bytes,
+                "final_bytes": work.parts.final_bytes,
                 "stride_bytes": plan.stride_bytes,
                 "prompts": plan.prompts,
                 "generated_bytes": plan.generated_bytes,
-                "budget": str(plan.budget),
+                "selection_bytes": work.parts.selection_bytes,
+                "budget": None if run.budget is None else str(run.budget),
             }
         )
     )
@@ -599,38 +483,37 @@ def _content(arm: Arm, folder: Path) -> list[str]:
     return [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
 
-def known(one: Measured) -> dict[str, Any]:
-    """A measurement as JSON values, None being what nobody knows."""
-    values = dataclasses.asdict(one)
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
-
-
 def _read(path: Path, key: Mapping[str, Any]) -> tuple[Measured, str] | None:
     """A measurement that was made before, of just the same."""
     if not path.is_file():
         return None
-    saved = read_json(path, _KEPT, remedy="remove it, and go on")
+    saved = read_json(path, KEPT, remedy="remove it, and go on")
     measured, before, rule = saved["measured"], saved["key"], saved["rule"]
     fields: dict[str, Any] = dict(measured)
     fields["bits_per_byte_by_head"] = tuple(measured["bits_per_byte_by_head"])
     fields["curve"] = tuple(tuple(point) for point in measured["curve"])
-    fields |= {name: math.nan for name in _UNKNOWN_OF_FOREIGN if measured[name] is None}
+    fields |= {name: math.nan for name in UNKNOWN_OF_FOREIGN if measured[name] is None}
     found = Measured(**fields)
+    _check_key(path, before, key)
+    return found, rule
+
+
+def _check_key(path: Path, before: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    """Refuse what was measured with other settings."""
     if before != key:
         changed = ", ".join(name for name in key if before.get(name) != key[name])
         raise CheckpointError(
             f"{path} was measured with another {changed}; give the options that the comparison began with, or "
             "another --out"
         )
-    return found, rule
 
 
 def _line(one: Measured) -> str:
     met = "" if one.met is not False else f"; BUDGET MISSED: {one.share_of_budget:.3f} of it"
     if math.isnan(one.training_bytes):
-        return f"{one.name}: {one.bits_per_byte:.4f} bits per byte; {one.bytes_per_second_plain:,.0f} bytes/s"
+        return f"{one.bits_per_byte:.4f} bits per byte; {one.bytes_per_second_plain:,.0f} bytes/s"
     return (
-        f"{one.name}, seed {one.seed}: {one.bits_per_byte:.4f} bits per byte after {size(one.training_bytes)}, "
+        f"{one.bits_per_byte:.4f} bits per byte after {size(one.training_bytes)}, "
         f"{one.training_flops:.3g} operations, {one.training_seconds:.0f} s; "
         f"{one.bytes_per_second_plain:,.0f} bytes/s, with drafts {one.bytes_per_second_speculative:,.0f}{met}"
     )

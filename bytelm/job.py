@@ -190,6 +190,7 @@ def open_job(
     resume: Resume,
     *,
     vocabulary: Vocab | None = None,
+    held_out: list[bytes] | None = None,
     ranks: Ranks = ALONE,
     dry: bool = False,
 ) -> Job:
@@ -202,6 +203,7 @@ def open_job(
         run: Folder of the run, made if missing.
         resume: See ``train``.
         vocabulary: See ``train``.
+        held_out: See ``train``.
         ranks: The processes that open it together. The first one alone writes in the folder, and all of them read a
             checkpoint there.
         dry: Refuse what must be refused, but touch nothing: what the job logs is lost, and it must not be saved.
@@ -264,7 +266,7 @@ def open_job(
         loader = stack.enter_context(
             corpora.loader(config, batch_windows=share.batch_windows, rank=ranks.rank, ranks=ranks.count)
         )
-        held_out = corpora.held_out(config)
+        held_out = corpora.held_out(config) if held_out is None else held_out
         step = 0 if found is None else found.snapshot.step
         damaged: tuple[str, ...] = ()
         if writes:

@@ -69,6 +69,7 @@ def train(
     resume: Resume = "never",
     should_stop: Callable[[], bool] = lambda: False,
     vocabulary: Vocab | None = None,
+    held_out: list[bytes] | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train a model, or go on training it.
@@ -86,6 +87,7 @@ def train(
         should_stop: Asked before each step and during validation; True saves and finishes. Where several processes
             train, one that wants to stop is enough.
         vocabulary: That of ``model.vocabulary``, learnt before; if None, a new run learns it from its training data.
+        held_out: Documents of every validation; where None, some of the corpus's validation split.
         ranks: The processes that train together, from ``bytelm.ranks.joined``; each of them calls this with the same
             arguments. The first one alone writes, the folder must be there for all.
 
@@ -104,7 +106,7 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_ranks_named(ranks))
-        job = open_job(stack, config, corpus, run, resume, vocabulary=vocabulary, ranks=ranks)
+        job = open_job(stack, config, corpus, run, resume, vocabulary=vocabulary, held_out=held_out, ranks=ranks)
         stack.push(_waits_for(job))
         settings, state = config.train, job.state
         step_bytes = settings.accumulation * settings.batch_windows * config.data.window_bytes

@@ -1,4 +1,4 @@
-"""``bytelm compare`` and ``bytelm ablate``: arms at an equal budget, in one report."""
+"""``bytelm compare`` and ``bytelm ablate``: arms at equal budgets, in one report."""
 
 import shlex
 import sys
@@ -23,10 +23,13 @@ _Out = Annotated[
 _Budget = Annotated[
     str,
     typer.Option(
-        "--budget", metavar="KIND:N", help="Equal for all: parameters:1M, flops:1e13, bytes:50M, seconds:600."
+        "--budget",
+        metavar="KIND:N,N…",
+        help="Equal for all: parameters:1M, flops:1e13, bytes:50M, seconds:600; or several amounts of one kind, as in "
+        "seconds:60,240: each arm is trained at each.",
     ),
 ]
-_Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each arm, with seeds 0, 1, …")]
+_Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each arm at each budget, with seeds 0, 1, …")]
 _Preset = Annotated[str, typer.Option("--preset", help="Settings that all arms begin with.")]
 _Changes = Annotated[
     list[str] | None,
@@ -40,6 +43,15 @@ _Stride = Annotated[
 ]
 _Prompts = Annotated[int, typer.Option("--prompts", min=1, help="Held-out prompts that are continued for the speed.")]
 _MaxBytes = Annotated[int, typer.Option("--max-bytes", min=8, help="Bytes of each continuation.")]
+_Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune-arms",
+        help="Choose learning rate and batch for each arm, on held-out text that the scores do not use: the rate "
+        "× 1/2, 1, 2, then train.batch_windows × 1/2, 1, 2 at the best rate, each training with 1/4 of the smallest "
+        "budget. An arm keeps what it sets itself.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -63,9 +75,10 @@ def compare(
     stride: _Stride = None,
     prompts: _Prompts = 8,
     max_bytes: _MaxBytes = 256,
+    tune_arms: _Tune = False,
     as_json: _Json = False,
 ) -> int:
-    """Train byte models and BPE baselines at an equal budget, and tell what each is worth on every axis.
+    """Train byte models and BPE baselines at equal budgets, and tell what each is worth on every axis.
 
     All arms have the same trunk, trainer, decoder, and context in bytes. DIR gets report.html, figures and
     comparison.json. What was interrupted goes on with the same command.
@@ -74,7 +87,7 @@ def compare(
 
     return _compare(
         "compare", parse_arms(arms), corpus, out, budget, seeds, preset, changes,
-        scored_bytes, stride, prompts, max_bytes, as_json=as_json,
+        scored_bytes, stride, prompts, max_bytes, tune_arms=tune_arms, as_json=as_json,
     )  # fmt: skip
 
 
@@ -92,6 +105,7 @@ def ablate(
     stride: _Stride = None,
     prompts: _Prompts = 8,
     max_bytes: _MaxBytes = 256,
+    tune_arms: _Tune = False,
     as_json: _Json = False,
 ) -> int:
     """Train byte models that differ in their heads alone: numbers, families, curricula, each against one head.
@@ -102,7 +116,7 @@ def ablate(
 
     return _compare(
         "ablate", ablation_arms(heads, families, curricula), corpus, out, budget, seeds, preset, changes,
-        scored_bytes, stride, prompts, max_bytes, as_json=as_json,
+        scored_bytes, stride, prompts, max_bytes, tune_arms=tune_arms, as_json=as_json,
     )  # fmt: skip
 
 
@@ -120,10 +134,10 @@ def _compare(
     prompts: int,
     max_bytes: int,
     *,
+    tune_arms: bool,
     as_json: bool,
 ) -> int:
-    from bytelm.arms import Budget
-    from bytelm.compare import Plan
+    from bytelm.arms import Plan, parse_budgets
     from bytelm.compare import compare as run_comparison
     from bytelm.comparison_facts import sentences
     from bytelm.comparison_page import PATH_OF_PAGE, write_comparison_report
@@ -131,13 +145,14 @@ def _compare(
     base = _base(preset, changes or [])
     plan = Plan(
         arms=tuple(arms),
-        budget=Budget.parse(budget),
+        budgets=parse_budgets(budget),
         seeds=tuple(range(seeds)),
         base=base,
         scored_bytes=parse_size(scored_bytes),
         stride_bytes=max(1, base.data.window_bytes // 2) if stride is None else stride,
         prompts=prompts,
         generated_bytes=max_bytes,
+        tune_arms=tune_arms,
     )
     with StopRequest() as should_stop:
         comparison = run_comparison(plan, corpus, out, tell=console.say, should_stop=should_stop)

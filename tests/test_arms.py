@@ -12,6 +12,7 @@ from bytelm.arms import (
     flops_of,
     parameters_of,
     parse_arms,
+    parse_budgets,
     settings_of,
     tolerance_of,
 )
@@ -69,6 +70,8 @@ def test_an_arm_changes_what_it_names_and_nothing_else() -> None:
         ("byte:train.steps=4", "has no effect: the budget says that"),
         ("byte:model.vocabulary=bytes", "has no effect: byte or bpe:SIZE"),
         ("run=a/b,run=a-b", "run=a/b and run=a-b would be kept in the same folder"),
+        ("byte:data.window_bytes=64", "cannot differ between arms: all arms have the same context"),
+        ("byte:train.device=cpu", "cannot differ between arms: .* same device; give --set train.device=cpu for all"),
         (" , ", "there is no arm"),
         (";", "there is no arm"),
     ],
@@ -94,6 +97,32 @@ def test_a_budget_that_is_none_is_named(text: str) -> None:
         Budget.parse(text)
 
 
+def test_several_budgets_have_one_kind_and_stand_in_order() -> None:
+    assert [str(budget) for budget in parse_budgets("flops:1e13,2.5T")] == [
+        "flops:2.5e+12", "flops:1e+13",
+    ]  # fmt: skip
+    assert parse_budgets("seconds:60,seconds:240") == parse_budgets("seconds:60, 240")
+    close = parse_budgets("bytes:1234567,1234568")
+    assert len({str(budget) for budget in close}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seconds:60,bytes:5", "has two kinds, seconds and bytes; one kind alone"),
+        ("seconds:60,60.0", "names seconds:60 twice"),
+        ("seconds:60,0", "'seconds:0' is no budget"),
+        ("seconds:", "'seconds:' is no budget"),
+        ("seconds:60,,240", "'seconds:' is no budget"),
+        ("", "is no budget"),
+    ],
+)
+def test_budgets_that_cannot_be_are_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_budgets(text)
+    assert "\n" not in str(caught.value)
+
+
 def test_budgets_as_people_write_them() -> None:
     found = [Budget.parse(text).amount for text in ("bytes:50M", "flops:1e13", "flops:2.5T", "parameters:300k")]
     assert found == [50e6, 1e13, 2.5e12, 3e5]
@@ -114,12 +143,25 @@ def test_equal_bytes_and_operations_are_met_within_a_step(arm: Arm) -> None:
 def test_equal_parameters_are_met_as_nearly_as_they_can_be(arm: Arm) -> None:
     budget = Budget.parse("parameters:400k")
     config = settings(arm, "parameters:400k")
-    total, inner = parameters_of(config)
+    parameters = parameters_of(config)
+    total, inner = parameters.total, parameters.inner
     model = ByteLM(config.model, config.heads)
     assert total == sum(parameter.numel() for parameter in model.parameters())
     assert inner == total - model.embedding.numel() - model.heads.get_parameter("unembedding.weight").numel()
     assert abs(total / 400_000 - 1) <= tolerance_of(config, budget) < 0.01
     assert config.train.steps == BASE.train.steps
+
+
+@pytest.mark.parametrize("text", ["byte:k=2", "bpe:512:k=1"])
+def test_parameters_are_told_with_and_without_tables(text: str) -> None:
+    plain = parameters_of(settings(Arm.parse(text), "bytes:1M"))
+    tables = "model.ngram_sizes=[2,3]:model.ngram_rows=1024:model.ngram_width=16"
+    config = settings(Arm.parse(f"{text}:{tables}"), "bytes:1M")
+    found = parameters_of(config)
+    assert (plain.ngram_tables, found.ngram_tables) == (0, 2 * 1024 * 16)
+    assert found.embedding == plain.embedding
+    assert found.total == found.embedding + found.ngram_tables + found.inner
+    assert found.inner == plain.inner + 2 * 16 * config.model.d_model  # the matrix that widens what is found
 
 
 def test_an_arm_that_cannot_meet_the_budget_is_refused_before_anything_is_trained() -> None:

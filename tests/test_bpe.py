@@ -192,6 +192,18 @@ def test_windows_hold_every_id_of_every_document_once(vocabulary: BPEVocab) -> N
     assert (batch.targets_BTK[..., 0][batch.valid_BTK[..., 0]]).tolist() == expected[1 : len(learnt) + 1]
 
 
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_a_batch_computes_a_place_for_each_id_and_fewer_than_eight_others(vocabulary: BPEVocab, count: int) -> None:
+    rows = list(windows_of([TEXT]))[:count]
+    assert len(rows) == count
+    batch = packed(vocabulary, rows)
+    ids = int(batch.valid_BTK[..., 0].sum())
+    expected = [EOD, *vocabulary.encode(TEXT).tolist()]
+    assert batch.inputs_BT[0, :ids].tolist() == expected[:ids]
+    assert (count - 1) * WINDOW <= len(vocabulary.decode(expected[:ids])) <= (count + 1) * WINDOW
+    assert 0 <= batch.inputs_BT.numel() - ids < 8
+
+
 def test_no_target_crosses_a_boundary_and_every_head_sees_its_own_document(vocabulary: BPEVocab) -> None:
     row = (
         b"alpha beta gamma " + b"one two three four five six seven eight nine ten eleven twelve thirteen fourteen " * 2

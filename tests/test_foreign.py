@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bytelm.arms import Arm, Budget, parse_arms
-from bytelm.compare import Plan, compare, known
+from bytelm.arms import Arm, Plan, parse_arms, parse_budgets
+from bytelm.compare import compare
 from bytelm.comparison_facts import as_json, sentences
+from bytelm.comparison_measure import known
 from bytelm.comparison_page import write_comparison_report
 from bytelm.config import RunConfig
 from bytelm.data.ingest import ingest
@@ -183,7 +184,7 @@ def corpus(tmp_path: Path) -> Path:
 def plan_of(arms: str) -> Plan:
     return Plan(
         arms=tuple(parse_arms(arms)),
-        budget=Budget.parse("bytes:4k"),
+        budgets=parse_budgets("bytes:4k"),
         seeds=(0,),
         base=RunConfig.build("tiny", [*LAYERS, "train.sample_bytes=0", "train.precision=float32"]),
         scored_bytes=400,
@@ -227,7 +228,7 @@ def test_a_model_of_elsewhere_joins_as_an_arm(
         return torch.tensor([row])
 
     model.model.generate = generate
-    monkeypatch.setattr("bytelm.compare.open_foreign", lambda *_, **__: model)
+    monkeypatch.setattr("bytelm.comparison_measure.open_foreign", lambda *_, **__: model)
     monkeypatch.setattr(model, "flops_per_byte", lambda *_, **__: 1e6)
     check_joined(corpus, tmp_path / "out", tmp_path)
 
