@@ -384,14 +384,15 @@ static Widths widths_of(const Shape& h) {
   return {round_up(h.width, PANEL), round_up((h.heads + 2 * h.groups) * h.channels, PANEL), round_up(2 * h.inner, PANEL)};
 }
 
-// Normalises and rotates queries and keys of a row, and leaves its key and value in the cache.
-static void rotate_and_keep(Session* s, const Layer& layer, int cache_layer, const Part& part, int row, float* x) {
+// Normalises and rotates keys of a row, and queries where they are wanted, and leaves its key and value in the cache.
+static void rotate_and_keep(Session* s, const Layer& layer, int cache_layer, const Part& part, int row, float* x,
+                            bool queries) {
   const Shape& h = s->model->shape;
   const int C = h.channels, both = h.heads + h.groups, half = C / 2, padded = round_up(C, LANES);
   Cache& c = *part.cache;
   const int slot = part.start + row, position = position_of(part, row);
   const float *cosine = c.cosine + (size_t)position * half, *sine = c.sine + (size_t)position * half;
-  for (int i = 0; i < both; i++) {
+  for (int i = queries ? 0 : h.heads; i < both; i++) {
     float* one = x + i * C;
     rms_norm(one, C, layer.qk_gain + i * C, h.norm_epsilon, one);
     for (int j = 0; j < half; j++) {
@@ -634,9 +635,10 @@ struct RowJob {
   const Layer* layer;
   int cache_layer;
   const Part* parts;
-  int count, rows;
+  int count, from, rows;
   float* hidden;
   int step;
+  int asked_from;  // rows before it need no queries
 };
 
 enum { NORM_ATTENTION, ROTATE, NORM_FF, GATE };
@@ -646,7 +648,7 @@ static void row_share(void* what, int share, int shares) {
   Session* s = a.s;
   const Shape& h = s->model->shape;
   const Widths w = widths_of(h);
-  const int from = a.rows * share / shares, to = a.rows * (share + 1) / shares;
+  const int count = a.rows - a.from, from = a.from + count * share / shares, to = a.from + count * (share + 1) / shares;
   int n = 0;
   for (int r = from; r < to; r++) {
     switch (a.step) {
@@ -658,7 +660,8 @@ static void row_share(void* what, int share, int shares) {
         break;
       case ROTATE:
         while (n + 1 < a.count && a.parts[n + 1].first <= r) n++;
-        rotate_and_keep(s, *a.layer, a.cache_layer, a.parts[n], r - a.parts[n].first, s->qkv + (size_t)r * w.qkv);
+        rotate_and_keep(s, *a.layer, a.cache_layer, a.parts[n], r - a.parts[n].first, s->qkv + (size_t)r * w.qkv,
+                        r >= a.asked_from);
         break;
       default: {
         const float *gate = s->inner + (size_t)r * w.inner, *up = gate + h.inner;
@@ -675,27 +678,38 @@ static void row_share(void* what, int share, int shares) {
 
 static void by_rows(RowJob& a, int step) {
   a.step = step;
-  if (a.rows < 8) row_share(&a, 0, 1);  // waking a thread takes longer
+  if (a.rows - a.from < 8) row_share(&a, 0, 1);  // waking a thread takes longer
   else pool_run(a.s->pool, row_share, &a);
 }
 
 void run_block(Session* s, int layer, int cache_layer, const Part* parts, int count, int rows, float* hidden,
-               bool keys_only) {
+               int asked_from) {
   const Shape& h = s->model->shape;
   const Layer& y = s->model->layer[layer];
   const Widths w = widths_of(h);
-  RowJob job{s, &y, cache_layer, parts, count, rows, hidden, 0};
+  RowJob job{s, &y, cache_layer, parts, count, 0, rows, hidden, 0, asked_from};
   by_rows(job, NORM_ATTENTION);
-  product(s, y.qkv, s->normed, w.hidden, s->qkv, w.qkv, rows, false);
+  const int asked = rows - asked_from, key_panel = asked_from ? h.heads * h.channels / PANEL : 0;
+  product(s, y.qkv, s->normed, w.hidden, s->qkv, w.qkv, rows, false, key_panel);
+  // What is asked of some rows alone: from here on the pass has no others.
+  const size_t first = (size_t)asked_from;
+  if (key_panel && asked)
+    product(s, y.qkv, s->normed + first * w.hidden, w.hidden, s->qkv + first * w.qkv, w.qkv, asked, false, 0, key_panel);
   by_rows(job, ROTATE);
-  if (keys_only) return;
+  if (!asked) return;
+  Part last;
+  if (asked_from) {
+    last = {parts->cache, parts->first + asked_from, asked, parts->start + asked_from, nullptr, {}};
+    parts = &last, job.from = asked_from, hidden += first * w.hidden;
+  }
   AttendJob attend{s, &y, cache_layer, parts, count};
   pool_run(s->pool, attend_share, &attend);
-  product(s, y.output, s->mixed, w.hidden, hidden, w.hidden, rows, true);
+  product(s, y.output, s->mixed + first * w.hidden, w.hidden, hidden, w.hidden, asked, true);
   by_rows(job, NORM_FF);
-  product(s, y.gate_up, s->normed, w.hidden, s->inner, w.inner, rows, false);
+  product(s, y.gate_up, s->normed + first * w.hidden, w.hidden, s->inner + first * w.inner, w.inner, asked, false);
   by_rows(job, GATE);
-  product(s, y.down, s->gated, round_up(h.inner, PANEL), hidden, w.hidden, rows, true);
+  const int gated = round_up(h.inner, PANEL);
+  product(s, y.down, s->gated + first * gated, gated, hidden, w.hidden, asked, true);
 }
 
 // Embeddings ----------------------------------------------------------------------------------------------------------
@@ -725,7 +739,7 @@ static void embed(const Model* m, const Part& part, int row, float* hidden, floa
   }
 }
 
-void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids) {
+void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids, int asked_from) {
   const Model* m = s->model;
   const Shape& h = m->shape;
   const Widths w = widths_of(h);
@@ -739,7 +753,8 @@ void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids)
       embed(m, p, r, s->hidden + (size_t)(p.first + r) * w.hidden, s->found + (size_t)(p.first + r) * wide);
   }
   if (h.ngrams) product(s, m->ngram_output, s->found, wide, s->hidden, w.hidden, rows, true);
-  for (int l = 0; l < h.layers; l++) run_block(s, l, l, parts, count, rows, s->hidden, false);
+  for (int l = 0; l < h.layers; l++)
+    run_block(s, l, l, parts, count, rows, s->hidden, l + 1 < h.layers ? 0 : asked_from);
 }
 
 }  // namespace BL_NS

@@ -298,6 +298,32 @@ def test_a_prefix_that_is_read_in_pieces_or_again_changes_no_bit(family: str) ->
         np.testing.assert_array_equal(session.draft_head(whole, head), session.draft_head(pieces, head))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_leaves_what_its_ids_leave_one_by_one(family: str, kind: MatrixKind) -> None:
+    """The last layer skips what no one asks of a prompt's rows; of a piece that is long enough rows pass in blocks."""
+    for shape in ("usual", "odd widths", "wide heads"):
+        engine = engine_of(settings(family, 3, *SHAPES[shape]), kind)
+        session, ids, more = Session(engine, rows=CAPACITY, capacity=CAPACITY), ids_of(110), ids_of(9, seed=1)
+        alone = Cache(engine, CAPACITY)
+        for place in range(len(ids)):
+            session.run([alone], [1], ids[place : place + 1])
+            session.accept(alone, 1, rows=1)
+        # Heads in a chain begin with head 0, which reading alone does not run.
+        drafts = () if family in ("causal", "anticausal", "shared") else (1, 2)
+        expected = [session.draft_head(alone, head) for head in drafts]
+        expected.append(session.run([alone], [len(more)], more))
+        for ends in ((110,), (1, 2, 10, 110), (29, 77, 109, 110)):
+            cache, start = Cache(engine, CAPACITY), 0
+            for end in ends:
+                session.prefill(cache, ids[start:end])
+                start = end
+            found = [session.draft_head(cache, head) for head in drafts]
+            found.append(session.run([cache], [len(more)], more))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
 def test_scores_of_a_window_are_those_of_torch() -> None:
     for family, heads in (("linear", 4), ("mlp", 4), ("transformer", 1)):
         config = settings(family, 4, *SHAPES["n-grams"])
