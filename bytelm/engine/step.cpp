@@ -223,25 +223,33 @@ static void panel_rows(const ProductJob& a, int panel, int row) {
 
 // Many rows (a prompt): some inputs of a panel at a time, so that its weights stay in the nearest cache while all rows
 // pass. The sums wait in `sums` between two blocks: the chain of additions is the same.
-constexpr int MANY_ROWS = 24, BLOCK_INPUTS = 64;
+constexpr int MANY_ROWS = 24, BLOCK_INPUTS = 96;
 
-template <int M>
-BL_INLINE void block_tile(const float* weights, int inputs, const float* x, int ldx, float* sums, bool first) {
+struct InputBlock { int from, inputs; bool first, last; };
+
+template <int M, bool ADD>
+static void block_tile(const ProductJob& a, const InputBlock& block, const float* weights, float* sums, int panel, int row) {
   constexpr int N = vectors_of(M);
-  for (int v = 0; v < VECTORS_OF_PANEL; v += N) {
+  const float* x = a.x + (size_t)row * a.ldx + block.from;
+  float *y = a.y + (size_t)row * a.ldy + panel * PANEL, *waiting = sums + row * PANEL;
+  const int ldx = a.ldx, inputs = block.inputs;
+  for (int v = 0; v < PANEL; v += N * LANES) {
     Floats sum[M][N];
     for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) sum[m][n] = first ? all(0.0f) : load(sums + m * PANEL + (v + n) * LANES);
+      for (int n = 0; n < N; n++) sum[m][n] = block.first ? all(0.0f) : load(waiting + m * PANEL + v + n * LANES);
     for (int i = 0; i < inputs; i++) {
       Floats w[N];
-      for (int n = 0; n < N; n++) w[n] = load(weights + i * PANEL + (v + n) * LANES);
+      for (int n = 0; n < N; n++) w[n] = load(weights + i * PANEL + v + n * LANES);
       for (int m = 0; m < M; m++) {
         const Floats b = all(x[(size_t)m * ldx + i]);
         for (int n = 0; n < N; n++) sum[m][n] = fma(w[n], b, sum[m][n]);
       }
     }
     for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) store(sums + m * PANEL + (v + n) * LANES, sum[m][n]);
+      for (int n = 0; n < N; n++) {
+        float* out = block.last ? y + (size_t)m * a.ldy + v + n * LANES : waiting + m * PANEL + v + n * LANES;
+        store(out, ADD && block.last ? add(load(out), sum[m][n]) : sum[m][n]);
+      }
   }
 }
 
@@ -251,6 +259,7 @@ static void product_in_blocks(const ProductJob& a, int panel, float* sums) {
   alignas(64) float wide[BLOCK_INPUTS * PANEL];
   for (int from = 0; from < ins; from += BLOCK_INPUTS) {
     const int inputs = ins - from < BLOCK_INPUTS ? ins - from : BLOCK_INPUTS;
+    const InputBlock block{from, inputs, from == 0, from + inputs == ins};
     const size_t at = (size_t)panel * PANEL * ins + (size_t)from * PANEL;
     const float* weights = (const float*)a.w->data + at;
     if constexpr (KIND == BF16) {
@@ -265,16 +274,13 @@ static void product_in_blocks(const ProductJob& a, int panel, float* sums) {
     }
     int row = 0;
     for (; a.rows - row >= MOST_TILE_ROWS; row += MOST_TILE_ROWS)
-      block_tile<MOST_TILE_ROWS>(weights, inputs, a.x + (size_t)row * a.ldx + from, a.ldx, sums + row * PANEL, from == 0);
-    for (; row < a.rows; row++)
-      block_tile<1>(weights, inputs, a.x + (size_t)row * a.ldx + from, a.ldx, sums + row * PANEL, from == 0);
+      block_tile<MOST_TILE_ROWS, ADD>(a, block, weights, sums, panel, row);
+    if constexpr (MOST_TILE_ROWS > 4)
+      if (a.rows - row >= 4) block_tile<4, ADD>(a, block, weights, sums, panel, row), row += 4;
+    if constexpr (MOST_TILE_ROWS > 2)
+      while (a.rows - row >= 2) block_tile<2, ADD>(a, block, weights, sums, panel, row), row += 2;
+    if (a.rows - row >= 1) block_tile<1, ADD>(a, block, weights, sums, panel, row);
   }
-  for (int row = 0; row < a.rows; row++)
-    for (int v = 0; v < PANEL; v += LANES) {
-      float* out = a.y + (size_t)row * a.ldy + panel * PANEL + v;
-      const Floats r = load(sums + row * PANEL + v);
-      store(out, ADD ? add(load(out), r) : r);
-    }
 }
 
 template <int KIND, bool ADD>
@@ -381,7 +387,9 @@ BL_INLINE int slot_before(const Part& p, int row, int up) {
 struct Widths { int hidden, qkv, inner; };  // floats from one row to the next
 
 static Widths widths_of(const Shape& h) {
-  return {round_up(h.width, PANEL), round_up((h.heads + 2 * h.groups) * h.channels, PANEL), round_up(2 * h.inner, PANEL)};
+  // A line more than is needed: rows that lie a multiple of 4 KB apart would meet in the same places of the nearest cache.
+  return {round_up(h.width, PANEL), round_up((h.heads + 2 * h.groups) * h.channels, PANEL) + LANES,
+          round_up(2 * h.inner, PANEL) + LANES};
 }
 
 // Normalises and rotates keys of a row, and queries where they are wanted, and leaves its key and value in the cache.
@@ -477,8 +485,8 @@ static void mix_range(const T* values, int padded, const float* const* weight, i
     for (int q = 0; q < Q; q++) own[q] = out[q] + v * LANES;
     const T* from_v = values + v * LANES;
     if (left >= 4 && Q <= 4) mix<Q, 4>(from_v, padded, weight, shift, from, to, own), v += 4;
-    else if (left >= 3) mix<Q, 3>(from_v, padded, weight, shift, from, to, own), v += 3;
-    else if (left == 2) mix<Q, 2>(from_v, padded, weight, shift, from, to, own), v += 2;
+    else if (left >= 3 && left != 4) mix<Q, 3>(from_v, padded, weight, shift, from, to, own), v += 3;
+    else if (left >= 2) mix<Q, 2>(from_v, padded, weight, shift, from, to, own), v += 2;
     else mix<Q, 1>(from_v, padded, weight, shift, from, to, own), v += 1;
   }
 }
@@ -510,21 +518,18 @@ struct MixAll {
 // Positions outside of the range get the weight 0. Returns what the mixed values are multiplied by.
 static float softmax_weights(float* scores, int base, int from, int to, float scale) {
   float* p = scores + (from / LANES * LANES - base);
-  const int first = from % LANES, n = to - from / LANES * LANES + 1, whole = round_up(n, LANES);
-  for (int i = 0; i < first; i++) p[i] = -3e38f;
-  for (int i = n; i < whole; i++) p[i] = -3e38f;
-  Floats top = load(p);
-  for (int i = LANES; i < whole; i += LANES) top = larger(top, load(p + i));
+  const int first = from % LANES, n = to - from / LANES * LANES + 1;
+  const auto inside = [=](Floats a, int i, float other) {
+    return i && i + LANES <= n ? a : lanes_between(a, i ? 0 : first, n - i, other);
+  };
+  Floats top = inside(load(p), 0, -3e38f);
+  for (int i = LANES; i < n; i += LANES) top = larger(top, inside(load(p + i), i, -3e38f));
   const Floats best = all(largest(top)), factor = all(scale);
   Floats sum = all(0.0f);
-  for (int i = 0; i < whole; i += LANES) {
-    float* at = p + i;
-    store(at, exponential(mul(sub(load(at), best), factor)));
-    if (i == 0)
-      for (int j = 0; j < first; j++) at[j] = 0.0f;
-    if (i + LANES > n)
-      for (int j = n - i; j < LANES; j++) at[j] = 0.0f;
-    sum = add(sum, load(at));
+  for (int i = 0; i < n; i += LANES) {
+    const Floats weight = inside(exponential(mul(sub(load(p + i), best), factor)), i, 0.0f);
+    store(p + i, weight);
+    sum = add(sum, weight);
   }
   return 1.0f / total(sum);
 }

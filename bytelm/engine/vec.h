@@ -233,7 +233,28 @@ BL_INLINE float from_bf16(uint16_t x) {
   return r;
 }
 
-// The sum of all lanes: always the same tree.
+// The sum of all lanes: always the same tree, lane l with lane l + 8, then 4, 2, 1. The largest lane the same way.
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#if defined(__AVX512F__)
+BL_INLINE __m256 lower_half(Floats a) { return _mm512_castps512_ps256(a.v); }
+BL_INLINE __m256 upper_half(Floats a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+BL_INLINE __m256 lower_half(Floats a) { return a.a; }
+BL_INLINE __m256 upper_half(Floats a) { return a.b; }
+#endif
+BL_INLINE float total(Floats a) {
+  const __m256 eight = _mm256_add_ps(lower_half(a), upper_half(a));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+BL_INLINE float largest(Floats a) {
+  const __m256 eight = _mm256_max_ps(lower_half(a), upper_half(a));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 BL_INLINE float total(Floats a) {
   float t[16];
   store(t, a);
@@ -247,6 +268,20 @@ BL_INLINE float largest(Floats a) {
   for (int n = 8; n; n /= 2)
     for (int l = 0; l < n; l++) t[l] = t[l] > t[l + n] ? t[l] : t[l + n];
   return t[0];
+}
+#endif
+
+// Lanes [from, to) of a, and `other` in all others.
+BL_INLINE Floats lanes_between(Floats a, int from, int to, float other) {
+#if defined(__AVX512F__)
+  const uint32_t below_to = to >= LANES ? 0xffff : (1u << to) - 1;
+  return {_mm512_mask_blend_ps((__mmask16)(below_to >> from << from), _mm512_set1_ps(other), a.v)};
+#else
+  float t[LANES];
+  store(t, a);
+  for (int l = 0; l < LANES; l++) t[l] = l >= from && l < to ? t[l] : other;
+  return load(t);
+#endif
 }
 
 // e to the x, relative error about 1e-7; x is cut to [-87, 87].
