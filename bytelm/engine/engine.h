@@ -116,8 +116,9 @@ struct Session {
   float* state;       // heads that attend: [K][most_rows][D], states of the heads that the last pass ran
   float* logits;      // [most_rows][V]
   bool heads_ran;     // whether head 0 has seen the rows of the last pass
-  int8_t* quantized;  // [most_rows][most inputs]
-  float* unit;        // [most_rows]
+  uint32_t* quantized;  // [most_rows][most inputs / 4][INPUT_WORDS]
+  int32_t* begin;       // [most_rows], as unit
+  float* unit;
   void* memory;
 };
 

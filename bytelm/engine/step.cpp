@@ -108,10 +108,14 @@ struct ProductJob {
   int ldx;
   float* y;
   int ldy, rows, from, to;
-  const int8_t* quantized;  // int8: the same inputs, [rows][padded inputs]
+  const uint32_t* quantized;  // int8: the same inputs, begins of sums and units, see quantize_row
+  const int32_t* begin;
   const float* unit;
   float* sums;              // [shares][rows][64], for many rows
 };
+
+// Words of one row of quantized inputs.
+BL_INLINE size_t quantized_words(int ins) { return (size_t)round_up(ins, LANES) / 4 * INPUT_WORDS; }
 
 constexpr size_t AHEAD = 8192;  // bytes that are fetched ahead: a pass of few rows waits for memory
 constexpr int VECTORS_OF_PANEL = PANEL / LANES;
@@ -131,19 +135,18 @@ BL_INLINE void tile(const ProductJob& a, int panel, int first, int row) {
   const bool ahead = row == 0 && first == 0;
 #define BL_AT(n) ((n) * LANES + ((n) >= VECTORS_OF_PANEL ? next : 0))
   if constexpr (KIND == INT8) {
-    const int8_t* q = a.quantized + (size_t)row * ins;
+    const size_t line = quantized_words(ins);
+    const uint32_t* q = a.quantized + (size_t)row * line;
     Ints sum[M][N];
     for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) sum[m][n] = zero_ints();
+      for (int n = 0; n < N; n++) sum[m][n] = all_ints(a.begin[row + m]);
     for (int i = 0; i < ins; i += 4, base += PANEL) {
       Ints word[N];
       for (int n = 0; n < N; n++) word[n] = load_ints(base + BL_AT(n));
       if (ahead)
         for (int n = 0; n < AHEAD_LINES; n++) __builtin_prefetch((const char*)(base + BL_AT(n)) + AHEAD, 0, 3);
       for (int m = 0; m < M; m++) {
-        uint32_t four;
-        memcpy(&four, q + (size_t)m * ins + i, 4);
-        const Inputs x = four_inputs(four);
+        const Inputs x = four_inputs(q + m * line + i / 4 * INPUT_WORDS);
         for (int n = 0; n < N; n++) sum[m][n] = dot4(sum[m][n], x, word[n]);
       }
     }
@@ -191,7 +194,19 @@ BL_INLINE void tile(const ProductJob& a, int panel, int first, int row) {
 #undef BL_AT
 }
 
-// Vectors of a tile of M rows: as many sums as registers hold beside the weights, and enough that none waits for another.
+// Rows of the largest tile, and vectors of a tile of M rows: as many sums as registers hold beside the weights, and enough
+// that none waits for another. int8 without VNNI needs registers for two forms of an input, and for pairs.
+constexpr int most_tile_rows([[maybe_unused]] int kind) {
+#if defined(__AVX512F__)
+  return kind == INT8 && INPUT_WORDS == 2 ? 4 : 6;
+#elif defined(__AVX2__)
+  return 3;
+#elif defined(__ARM_NEON)
+  return 4;
+#else
+  return 2;
+#endif
+}
 constexpr int vectors_of([[maybe_unused]] int m) {
 #if defined(__AVX512F__)
   return 4;
@@ -203,15 +218,6 @@ constexpr int vectors_of([[maybe_unused]] int m) {
   return 1;
 #endif
 }
-#if defined(__AVX512F__)
-constexpr int MOST_TILE_ROWS = 6;
-#elif defined(__AVX2__)
-constexpr int MOST_TILE_ROWS = 3;
-#elif defined(__ARM_NEON)
-constexpr int MOST_TILE_ROWS = 4;
-#else
-constexpr int MOST_TILE_ROWS = 2;
-#endif
 // Two panels at a time, so that a single row has eight chains of additions under way.
 constexpr bool PANELS_IN_PAIRS = VECTORS_OF_PANEL == vectors_of(1);
 
@@ -272,12 +278,13 @@ static void product_in_blocks(const ProductJob& a, int panel, float* sums) {
         }
       weights = wide;
     }
+    constexpr int MOST = most_tile_rows(F32);
     int row = 0;
-    for (; a.rows - row >= MOST_TILE_ROWS; row += MOST_TILE_ROWS)
-      block_tile<MOST_TILE_ROWS, ADD>(a, block, weights, sums, panel, row);
-    if constexpr (MOST_TILE_ROWS > 4)
+    for (; a.rows - row >= MOST; row += MOST)
+      block_tile<MOST, ADD>(a, block, weights, sums, panel, row);
+    if constexpr (MOST > 4)
       if (a.rows - row >= 4) block_tile<4, ADD>(a, block, weights, sums, panel, row), row += 4;
-    if constexpr (MOST_TILE_ROWS > 2)
+    if constexpr (MOST > 2)
       while (a.rows - row >= 2) block_tile<2, ADD>(a, block, weights, sums, panel, row), row += 2;
     if (a.rows - row >= 1) block_tile<1, ADD>(a, block, weights, sums, panel, row);
   }
@@ -303,19 +310,21 @@ static void product_share(void* what, int share, int shares) {
         continue;
       }
     }
+    constexpr int MOST = most_tile_rows(KIND);
     int row = 0;
-    for (; a.rows - row >= MOST_TILE_ROWS; row += MOST_TILE_ROWS) panel_rows<KIND, MOST_TILE_ROWS, ADD>(a, p, row);
+    for (; a.rows - row >= MOST; row += MOST) panel_rows<KIND, MOST, ADD>(a, p, row);
     switch (a.rows - row) {
-#define BL_CASE(M) case M: if constexpr (M < MOST_TILE_ROWS) panel_rows<KIND, M, ADD>(a, p, row); break;
-      BL_CASE(7) BL_CASE(6) BL_CASE(5) BL_CASE(4) BL_CASE(3) BL_CASE(2) BL_CASE(1)
+#define BL_CASE(M) case M: if constexpr (M < MOST) panel_rows<KIND, M, ADD>(a, p, row); break;
+      BL_CASE(5) BL_CASE(4) BL_CASE(3) BL_CASE(2) BL_CASE(1)
 #undef BL_CASE
       default: break;
     }
   }
 }
 
-// Makes rows of inputs int8, each by its own largest number: x is about unit * q, q from -127 to 127.
-static void quantize_row(const float* x, int n, int8_t* q, float* unit) {
+// Makes a row of inputs int8 by its own largest number: x is about unit * q, q from -127 to 127. `to`: as the products of
+// this instruction set want them; begin: what their sums begin with.
+static void quantize_row(const float* x, int n, uint32_t* to, int32_t* begin, float* unit) {
   Floats top = all(1e-30f);
   const int whole = n / LANES * LANES;
   for (int i = 0; i < whole; i += LANES) {
@@ -324,25 +333,42 @@ static void quantize_row(const float* x, int n, int8_t* q, float* unit) {
   }
   float most = largest(top);
   for (int i = whole; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-  *unit = most / 127.0f;
+  *unit = most / 127.0f, *begin = 0;
   const float inverse = 127.0f / most;
   const Floats magic = all(12582912.0f);  // rounds to the nearest whole number, ties to even, and leaves it in the low bits
-  for (int i = 0; i < whole; i += LANES) low_bytes((uint8_t*)q + i, as_ints(fma(load(x + i), all(inverse), magic)));
+  int8_t q[LANES] = {0};
+  for (int i = 0; i < whole; i += LANES) {
+    low_bytes((uint8_t*)q, as_ints(fma(load(x + i), all(inverse), magic)));
+    *begin += pack_inputs(q, to + i / 4 * INPUT_WORDS);
+  }
+  if (whole == n) return;
+  memset(q, 0, sizeof q);
   for (int i = whole; i < n; i++) {
     const float t = __builtin_fmaf(x[i], inverse, 12582912.0f);
     uint32_t u;
     memcpy(&u, &t, 4);
-    q[i] = (int8_t)(u & 255);
+    q[i - whole] = (int8_t)(u & 255);
   }
+  *begin += pack_inputs(q, to + whole / 4 * INPUT_WORDS);
+}
+
+struct QuantizeJob { Session* s; const float* x; int ldx, ins, rows; };
+
+static void quantize_share(void* what, int share, int shares) {
+  const QuantizeJob& a = *(const QuantizeJob*)what;
+  const size_t line = quantized_words(a.ins);
+  for (int r = a.rows * share / shares; r < a.rows * (share + 1) / shares; r++)
+    quantize_row(a.x + (size_t)r * a.ldx, a.ins, a.s->quantized + r * line, a.s->begin + r, a.s->unit + r);
 }
 
 void product(Session* s, const Matrix& w, const float* x, int ldx, float* y, int ldy, int rows, bool add_to, int from,
              int to) {
-  ProductJob a{&w, x, ldx, y, ldy, rows, from, to < 0 ? w.panels : to, s->quantized, s->unit,
-               s->sums};
-  if (w.kind == INT8)
-    for (int r = 0; r < rows; r++)
-      quantize_row(x + (size_t)r * ldx, w.padded_ins, s->quantized + (size_t)r * w.padded_ins, s->unit + r);
+  ProductJob a{&w, x, ldx, y, ldy, rows, from, to < 0 ? w.panels : to, s->quantized, s->begin, s->unit, s->sums};
+  if (w.kind == INT8) {
+    QuantizeJob quantize{s, x, ldx, w.padded_ins, rows};
+    if (rows < MANY_ROWS) quantize_share(&quantize, 0, 1);
+    else pool_run(s->pool, quantize_share, &quantize);
+  }
   static constexpr Job jobs[3][2] = {{product_share<F32, false>, product_share<F32, true>},
                                      {product_share<BF16, false>, product_share<BF16, true>},
                                      {product_share<INT8, false>, product_share<INT8, true>}};
