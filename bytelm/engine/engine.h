@@ -116,8 +116,9 @@ struct Session {
   float* state;       // heads that attend: [K][most_rows][D], states of the heads that the last pass ran
   float* logits;      // [most_rows][V]
   bool heads_ran;     // whether head 0 has seen the rows of the last pass
-  int8_t* quantized;  // [most_rows][most inputs]
-  float* unit;        // [most_rows]
+  uint32_t* quantized;  // [most_rows][most inputs / 4][INPUT_WORDS]
+  int32_t* begin;       // [most_rows], as unit
+  float* unit;
   void* memory;
 };
 
@@ -129,11 +130,13 @@ void* take(struct Arena* arena, size_t bytes);  // zeroed, 64-byte aligned; null
 void product(Session* s, const Matrix& w, const float* x, int ldx, float* y, int ldy, int rows, bool add_to,
              int from = 0, int to = -1);
 void rms_norm(const float* x, int n, const float* gain, float epsilon, float* y);
-// One transformer block on rows: hidden [rows][D] is changed in place. keys_only: leaves keys and values, no more.
+// One transformer block on rows: hidden [rows][D] is changed in place. Rows before asked_from leave their keys and values
+// and no more; asked_from > 0 is for one chain.
 void run_block(Session* s, int layer, int cache_layer, const Part* parts, int count, int rows, float* hidden,
-               bool keys_only);
-// Reads ids (rows of all parts, one behind the other) through the trunk: s->hidden [rows][D], before the final norm.
-void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids);
+               int asked_from);
+// Reads ids (rows of all parts, one behind the other) through the trunk: s->hidden [rows][D], before the final norm. Rows
+// before asked_from have no state afterwards, for the last layer leaves them out; asked_from > 0 is for one chain.
+void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids, int asked_from = 0);
 
 // heads.cpp -----------------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ static void advance_head(Session* s, Cache* c, int head, int to) {
     memcpy(state, history_of(h, c, chain ? head : 0) + (size_t)from * wide, (size_t)rows * wide * 4);
     add_depth(m, head, state, rows);
     const bool keys_only = !chain || head + 1 == h.head_count;
-    run_block(s, block_of(h, head), h.layers + head, &part, 1, rows, state, keys_only);
+    run_block(s, block_of(h, head), h.layers + head, &part, 1, rows, state, keys_only ? rows : 0);
     if (!keys_only) memcpy(history_of(h, c, head + 1) + (size_t)from * wide, state, (size_t)rows * wide * 4);
     c->head_length[head] = from + rows;
   }
@@ -75,7 +75,7 @@ static void advance_anticausal(Session* s, Cache* c, int to) {
     float* state = state_of(s, 0);
     memcpy(state, history_of(h, c, 0) + (size_t)from * wide, (size_t)rows * wide * 4);
     for (int head = h.head_count - 1; head >= 0; head--)
-      run_block(s, block_of(h, head), h.layers + head, &part, 1, rows, state, head == 0);
+      run_block(s, block_of(h, head), h.layers + head, &part, 1, rows, state, head == 0 ? rows : 0);
     c->head_length[0] = from + rows;
   }
 }
@@ -130,7 +130,7 @@ int head0_logits(Session* s, Part* parts, int count, int rows, float* logits) {
       float* state = state_of(s, head);
       memcpy(state, head == first ? s->hidden : state_of(s, head + 1), (size_t)rows * wide * 4);
       add_depth(m, head, state, rows);
-      run_block(s, block_of(h, head), h.layers + head, parts, count, rows, state, false);
+      run_block(s, block_of(h, head), h.layers + head, parts, count, rows, state, 0);
     }
     states = state_of(s, 0);
   }
@@ -167,7 +167,7 @@ void draft_logits(Session* s, Cache* c, int head, int columns, float* logits) {
     memcpy(own, history_of(h, c, heads_chain(h) ? head : 0) + (size_t)last * wide, (size_t)wide * 4);
     add_depth(m, head, own, 1);
     Part part{c, 0, 1, last, nullptr, {}};
-    run_block(s, block_of(h, head), h.layers + head, &part, 1, 1, own, false);
+    run_block(s, block_of(h, head), h.layers + head, &part, 1, 1, own, 0);
     if (heads_chain(h) && head + 1 < h.head_count)
       memcpy(history_of(h, c, head + 1) + (size_t)last * wide, own, (size_t)wide * 4);
     c->head_length[head] = c->length;
@@ -240,7 +240,8 @@ int prefill(Session* s, Cache* c, const int32_t* ids, int n) {
   for (int done = 0; done < n;) {
     const int rows = n - done < s->most_rows ? n - done : s->most_rows;
     Part part{c, 0, rows, c->length, nullptr, {}};
-    run_trunk(s, &part, 1, rows, ids + done);
+    // Heads that attend keep the states of all rows, the others that of the last one.
+    run_trunk(s, &part, 1, rows, ids + done, heads_attend(s->model->shape) ? 0 : rows - 1);
     if (!finite_rows(s->hidden, s->model->shape.width, width_of(s->model->shape), rows)) return NOT_FINITE;
     accept(s, part, nullptr, rows);
     done += rows;

@@ -150,7 +150,8 @@ static Session* session_new(const Model* m, int threads, int most_rows, int most
       {&s->hidden, rows * w.hidden}, {&s->normed, rows * w.hidden}, {&s->qkv, rows * qkv}, {&s->mixed, rows * w.hidden},
       {&s->inner, rows * w.inner}, {&s->gated, rows * gated}, {&s->scores, scores}, {&s->found, rows * found},
       {&s->sums, s->pool->wanted * rows * PANEL},
-      {&s->state, states}, {&s->logits, rows * h.vocabulary}, {&s->unit, rows}, {(float**)&s->quantized, rows * inputs / 4 + 1},
+      {&s->state, states}, {&s->logits, rows * h.vocabulary}, {&s->unit, rows}, {(float**)&s->begin, rows},
+      {(float**)&s->quantized, rows * inputs / 4 * INPUT_WORDS},
   };
   size_t floats = 0;
   for (const auto& one : parts) floats += (one.floats + LANES + 15) / 16 * 16;

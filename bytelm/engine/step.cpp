@@ -108,10 +108,14 @@ struct ProductJob {
   int ldx;
   float* y;
   int ldy, rows, from, to;
-  const int8_t* quantized;  // int8: the same inputs, [rows][padded inputs]
+  const uint32_t* quantized;  // int8: the same inputs, begins of sums and units, see quantize_row
+  const int32_t* begin;
   const float* unit;
   float* sums;              // [shares][rows][64], for many rows
 };
+
+// Words of one row of quantized inputs.
+BL_INLINE size_t quantized_words(int ins) { return (size_t)round_up(ins, LANES) / 4 * INPUT_WORDS; }
 
 constexpr size_t AHEAD = 8192;  // bytes that are fetched ahead: a pass of few rows waits for memory
 constexpr int VECTORS_OF_PANEL = PANEL / LANES;
@@ -131,19 +135,18 @@ BL_INLINE void tile(const ProductJob& a, int panel, int first, int row) {
   const bool ahead = row == 0 && first == 0;
 #define BL_AT(n) ((n) * LANES + ((n) >= VECTORS_OF_PANEL ? next : 0))
   if constexpr (KIND == INT8) {
-    const int8_t* q = a.quantized + (size_t)row * ins;
+    const size_t line = quantized_words(ins);
+    const uint32_t* q = a.quantized + (size_t)row * line;
     Ints sum[M][N];
     for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) sum[m][n] = zero_ints();
+      for (int n = 0; n < N; n++) sum[m][n] = all_ints(a.begin[row + m]);
     for (int i = 0; i < ins; i += 4, base += PANEL) {
       Ints word[N];
       for (int n = 0; n < N; n++) word[n] = load_ints(base + BL_AT(n));
       if (ahead)
         for (int n = 0; n < AHEAD_LINES; n++) __builtin_prefetch((const char*)(base + BL_AT(n)) + AHEAD, 0, 3);
       for (int m = 0; m < M; m++) {
-        uint32_t four;
-        memcpy(&four, q + (size_t)m * ins + i, 4);
-        const Inputs x = four_inputs(four);
+        const Inputs x = four_inputs(q + m * line + i / 4 * INPUT_WORDS);
         for (int n = 0; n < N; n++) sum[m][n] = dot4(sum[m][n], x, word[n]);
       }
     }
@@ -191,7 +194,19 @@ BL_INLINE void tile(const ProductJob& a, int panel, int first, int row) {
 #undef BL_AT
 }
 
-// Vectors of a tile of M rows: as many sums as registers hold beside the weights, and enough that none waits for another.
+// Rows of the largest tile, and vectors of a tile of M rows: as many sums as registers hold beside the weights, and enough
+// that none waits for another. int8 without VNNI needs registers for two forms of an input, and for pairs.
+constexpr int most_tile_rows([[maybe_unused]] int kind) {
+#if defined(__AVX512F__)
+  return kind == INT8 && INPUT_WORDS == 2 ? 4 : 6;
+#elif defined(__AVX2__)
+  return 3;
+#elif defined(__ARM_NEON)
+  return 4;
+#else
+  return 2;
+#endif
+}
 constexpr int vectors_of([[maybe_unused]] int m) {
 #if defined(__AVX512F__)
   return 4;
@@ -203,15 +218,6 @@ constexpr int vectors_of([[maybe_unused]] int m) {
   return 1;
 #endif
 }
-#if defined(__AVX512F__)
-constexpr int MOST_TILE_ROWS = 6;
-#elif defined(__AVX2__)
-constexpr int MOST_TILE_ROWS = 3;
-#elif defined(__ARM_NEON)
-constexpr int MOST_TILE_ROWS = 4;
-#else
-constexpr int MOST_TILE_ROWS = 2;
-#endif
 // Two panels at a time, so that a single row has eight chains of additions under way.
 constexpr bool PANELS_IN_PAIRS = VECTORS_OF_PANEL == vectors_of(1);
 
@@ -223,25 +229,33 @@ static void panel_rows(const ProductJob& a, int panel, int row) {
 
 // Many rows (a prompt): some inputs of a panel at a time, so that its weights stay in the nearest cache while all rows
 // pass. The sums wait in `sums` between two blocks: the chain of additions is the same.
-constexpr int MANY_ROWS = 24, BLOCK_INPUTS = 64;
+constexpr int MANY_ROWS = 24, BLOCK_INPUTS = 96;
 
-template <int M>
-BL_INLINE void block_tile(const float* weights, int inputs, const float* x, int ldx, float* sums, bool first) {
+struct InputBlock { int from, inputs; bool first, last; };
+
+template <int M, bool ADD>
+static void block_tile(const ProductJob& a, const InputBlock& block, const float* weights, float* sums, int panel, int row) {
   constexpr int N = vectors_of(M);
-  for (int v = 0; v < VECTORS_OF_PANEL; v += N) {
+  const float* x = a.x + (size_t)row * a.ldx + block.from;
+  float *y = a.y + (size_t)row * a.ldy + panel * PANEL, *waiting = sums + row * PANEL;
+  const int ldx = a.ldx, inputs = block.inputs;
+  for (int v = 0; v < PANEL; v += N * LANES) {
     Floats sum[M][N];
     for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) sum[m][n] = first ? all(0.0f) : load(sums + m * PANEL + (v + n) * LANES);
+      for (int n = 0; n < N; n++) sum[m][n] = block.first ? all(0.0f) : load(waiting + m * PANEL + v + n * LANES);
     for (int i = 0; i < inputs; i++) {
       Floats w[N];
-      for (int n = 0; n < N; n++) w[n] = load(weights + i * PANEL + (v + n) * LANES);
+      for (int n = 0; n < N; n++) w[n] = load(weights + i * PANEL + v + n * LANES);
       for (int m = 0; m < M; m++) {
         const Floats b = all(x[(size_t)m * ldx + i]);
         for (int n = 0; n < N; n++) sum[m][n] = fma(w[n], b, sum[m][n]);
       }
     }
     for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) store(sums + m * PANEL + (v + n) * LANES, sum[m][n]);
+      for (int n = 0; n < N; n++) {
+        float* out = block.last ? y + (size_t)m * a.ldy + v + n * LANES : waiting + m * PANEL + v + n * LANES;
+        store(out, ADD && block.last ? add(load(out), sum[m][n]) : sum[m][n]);
+      }
   }
 }
 
@@ -251,6 +265,7 @@ static void product_in_blocks(const ProductJob& a, int panel, float* sums) {
   alignas(64) float wide[BLOCK_INPUTS * PANEL];
   for (int from = 0; from < ins; from += BLOCK_INPUTS) {
     const int inputs = ins - from < BLOCK_INPUTS ? ins - from : BLOCK_INPUTS;
+    const InputBlock block{from, inputs, from == 0, from + inputs == ins};
     const size_t at = (size_t)panel * PANEL * ins + (size_t)from * PANEL;
     const float* weights = (const float*)a.w->data + at;
     if constexpr (KIND == BF16) {
@@ -263,18 +278,16 @@ static void product_in_blocks(const ProductJob& a, int panel, float* sums) {
         }
       weights = wide;
     }
+    constexpr int MOST = most_tile_rows(F32);
     int row = 0;
-    for (; a.rows - row >= MOST_TILE_ROWS; row += MOST_TILE_ROWS)
-      block_tile<MOST_TILE_ROWS>(weights, inputs, a.x + (size_t)row * a.ldx + from, a.ldx, sums + row * PANEL, from == 0);
-    for (; row < a.rows; row++)
-      block_tile<1>(weights, inputs, a.x + (size_t)row * a.ldx + from, a.ldx, sums + row * PANEL, from == 0);
+    for (; a.rows - row >= MOST; row += MOST)
+      block_tile<MOST, ADD>(a, block, weights, sums, panel, row);
+    if constexpr (MOST > 4)
+      if (a.rows - row >= 4) block_tile<4, ADD>(a, block, weights, sums, panel, row), row += 4;
+    if constexpr (MOST > 2)
+      while (a.rows - row >= 2) block_tile<2, ADD>(a, block, weights, sums, panel, row), row += 2;
+    if (a.rows - row >= 1) block_tile<1, ADD>(a, block, weights, sums, panel, row);
   }
-  for (int row = 0; row < a.rows; row++)
-    for (int v = 0; v < PANEL; v += LANES) {
-      float* out = a.y + (size_t)row * a.ldy + panel * PANEL + v;
-      const Floats r = load(sums + row * PANEL + v);
-      store(out, ADD ? add(load(out), r) : r);
-    }
 }
 
 template <int KIND, bool ADD>
@@ -297,19 +310,21 @@ static void product_share(void* what, int share, int shares) {
         continue;
       }
     }
+    constexpr int MOST = most_tile_rows(KIND);
     int row = 0;
-    for (; a.rows - row >= MOST_TILE_ROWS; row += MOST_TILE_ROWS) panel_rows<KIND, MOST_TILE_ROWS, ADD>(a, p, row);
+    for (; a.rows - row >= MOST; row += MOST) panel_rows<KIND, MOST, ADD>(a, p, row);
     switch (a.rows - row) {
-#define BL_CASE(M) case M: if constexpr (M < MOST_TILE_ROWS) panel_rows<KIND, M, ADD>(a, p, row); break;
-      BL_CASE(7) BL_CASE(6) BL_CASE(5) BL_CASE(4) BL_CASE(3) BL_CASE(2) BL_CASE(1)
+#define BL_CASE(M) case M: if constexpr (M < MOST) panel_rows<KIND, M, ADD>(a, p, row); break;
+      BL_CASE(5) BL_CASE(4) BL_CASE(3) BL_CASE(2) BL_CASE(1)
 #undef BL_CASE
       default: break;
     }
   }
 }
 
-// Makes rows of inputs int8, each by its own largest number: x is about unit * q, q from -127 to 127.
-static void quantize_row(const float* x, int n, int8_t* q, float* unit) {
+// Makes a row of inputs int8 by its own largest number: x is about unit * q, q from -127 to 127. `to`: as the products of
+// this instruction set want them; begin: what their sums begin with.
+static void quantize_row(const float* x, int n, uint32_t* to, int32_t* begin, float* unit) {
   Floats top = all(1e-30f);
   const int whole = n / LANES * LANES;
   for (int i = 0; i < whole; i += LANES) {
@@ -318,25 +333,42 @@ static void quantize_row(const float* x, int n, int8_t* q, float* unit) {
   }
   float most = largest(top);
   for (int i = whole; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-  *unit = most / 127.0f;
+  *unit = most / 127.0f, *begin = 0;
   const float inverse = 127.0f / most;
   const Floats magic = all(12582912.0f);  // rounds to the nearest whole number, ties to even, and leaves it in the low bits
-  for (int i = 0; i < whole; i += LANES) low_bytes((uint8_t*)q + i, as_ints(fma(load(x + i), all(inverse), magic)));
+  int8_t q[LANES] = {0};
+  for (int i = 0; i < whole; i += LANES) {
+    low_bytes((uint8_t*)q, as_ints(fma(load(x + i), all(inverse), magic)));
+    *begin += pack_inputs(q, to + i / 4 * INPUT_WORDS);
+  }
+  if (whole == n) return;
+  memset(q, 0, sizeof q);
   for (int i = whole; i < n; i++) {
     const float t = __builtin_fmaf(x[i], inverse, 12582912.0f);
     uint32_t u;
     memcpy(&u, &t, 4);
-    q[i] = (int8_t)(u & 255);
+    q[i - whole] = (int8_t)(u & 255);
   }
+  *begin += pack_inputs(q, to + whole / 4 * INPUT_WORDS);
+}
+
+struct QuantizeJob { Session* s; const float* x; int ldx, ins, rows; };
+
+static void quantize_share(void* what, int share, int shares) {
+  const QuantizeJob& a = *(const QuantizeJob*)what;
+  const size_t line = quantized_words(a.ins);
+  for (int r = a.rows * share / shares; r < a.rows * (share + 1) / shares; r++)
+    quantize_row(a.x + (size_t)r * a.ldx, a.ins, a.s->quantized + r * line, a.s->begin + r, a.s->unit + r);
 }
 
 void product(Session* s, const Matrix& w, const float* x, int ldx, float* y, int ldy, int rows, bool add_to, int from,
              int to) {
-  ProductJob a{&w, x, ldx, y, ldy, rows, from, to < 0 ? w.panels : to, s->quantized, s->unit,
-               s->sums};
-  if (w.kind == INT8)
-    for (int r = 0; r < rows; r++)
-      quantize_row(x + (size_t)r * ldx, w.padded_ins, s->quantized + (size_t)r * w.padded_ins, s->unit + r);
+  ProductJob a{&w, x, ldx, y, ldy, rows, from, to < 0 ? w.panels : to, s->quantized, s->begin, s->unit, s->sums};
+  if (w.kind == INT8) {
+    QuantizeJob quantize{s, x, ldx, w.padded_ins, rows};
+    if (rows < MANY_ROWS) quantize_share(&quantize, 0, 1);
+    else pool_run(s->pool, quantize_share, &quantize);
+  }
   static constexpr Job jobs[3][2] = {{product_share<F32, false>, product_share<F32, true>},
                                      {product_share<BF16, false>, product_share<BF16, true>},
                                      {product_share<INT8, false>, product_share<INT8, true>}};
@@ -381,17 +413,20 @@ BL_INLINE int slot_before(const Part& p, int row, int up) {
 struct Widths { int hidden, qkv, inner; };  // floats from one row to the next
 
 static Widths widths_of(const Shape& h) {
-  return {round_up(h.width, PANEL), round_up((h.heads + 2 * h.groups) * h.channels, PANEL), round_up(2 * h.inner, PANEL)};
+  // A line more than is needed: rows that lie a multiple of 4 KB apart would meet in the same places of the nearest cache.
+  return {round_up(h.width, PANEL), round_up((h.heads + 2 * h.groups) * h.channels, PANEL) + LANES,
+          round_up(2 * h.inner, PANEL) + LANES};
 }
 
-// Normalises and rotates queries and keys of a row, and leaves its key and value in the cache.
-static void rotate_and_keep(Session* s, const Layer& layer, int cache_layer, const Part& part, int row, float* x) {
+// Normalises and rotates keys of a row, and queries where they are wanted, and leaves its key and value in the cache.
+static void rotate_and_keep(Session* s, const Layer& layer, int cache_layer, const Part& part, int row, float* x,
+                            bool queries) {
   const Shape& h = s->model->shape;
   const int C = h.channels, both = h.heads + h.groups, half = C / 2, padded = round_up(C, LANES);
   Cache& c = *part.cache;
   const int slot = part.start + row, position = position_of(part, row);
   const float *cosine = c.cosine + (size_t)position * half, *sine = c.sine + (size_t)position * half;
-  for (int i = 0; i < both; i++) {
+  for (int i = queries ? 0 : h.heads; i < both; i++) {
     float* one = x + i * C;
     rms_norm(one, C, layer.qk_gain + i * C, h.norm_epsilon, one);
     for (int j = 0; j < half; j++) {
@@ -476,8 +511,8 @@ static void mix_range(const T* values, int padded, const float* const* weight, i
     for (int q = 0; q < Q; q++) own[q] = out[q] + v * LANES;
     const T* from_v = values + v * LANES;
     if (left >= 4 && Q <= 4) mix<Q, 4>(from_v, padded, weight, shift, from, to, own), v += 4;
-    else if (left >= 3) mix<Q, 3>(from_v, padded, weight, shift, from, to, own), v += 3;
-    else if (left == 2) mix<Q, 2>(from_v, padded, weight, shift, from, to, own), v += 2;
+    else if (left >= 3 && left != 4) mix<Q, 3>(from_v, padded, weight, shift, from, to, own), v += 3;
+    else if (left >= 2) mix<Q, 2>(from_v, padded, weight, shift, from, to, own), v += 2;
     else mix<Q, 1>(from_v, padded, weight, shift, from, to, own), v += 1;
   }
 }
@@ -509,21 +544,18 @@ struct MixAll {
 // Positions outside of the range get the weight 0. Returns what the mixed values are multiplied by.
 static float softmax_weights(float* scores, int base, int from, int to, float scale) {
   float* p = scores + (from / LANES * LANES - base);
-  const int first = from % LANES, n = to - from / LANES * LANES + 1, whole = round_up(n, LANES);
-  for (int i = 0; i < first; i++) p[i] = -3e38f;
-  for (int i = n; i < whole; i++) p[i] = -3e38f;
-  Floats top = load(p);
-  for (int i = LANES; i < whole; i += LANES) top = larger(top, load(p + i));
+  const int first = from % LANES, n = to - from / LANES * LANES + 1;
+  const auto inside = [=](Floats a, int i, float other) {
+    return i && i + LANES <= n ? a : lanes_between(a, i ? 0 : first, n - i, other);
+  };
+  Floats top = inside(load(p), 0, -3e38f);
+  for (int i = LANES; i < n; i += LANES) top = larger(top, inside(load(p + i), i, -3e38f));
   const Floats best = all(largest(top)), factor = all(scale);
   Floats sum = all(0.0f);
-  for (int i = 0; i < whole; i += LANES) {
-    float* at = p + i;
-    store(at, exponential(mul(sub(load(at), best), factor)));
-    if (i == 0)
-      for (int j = 0; j < first; j++) at[j] = 0.0f;
-    if (i + LANES > n)
-      for (int j = n - i; j < LANES; j++) at[j] = 0.0f;
-    sum = add(sum, load(at));
+  for (int i = 0; i < n; i += LANES) {
+    const Floats weight = inside(exponential(mul(sub(load(p + i), best), factor)), i, 0.0f);
+    store(p + i, weight);
+    sum = add(sum, weight);
   }
   return 1.0f / total(sum);
 }
@@ -634,9 +666,10 @@ struct RowJob {
   const Layer* layer;
   int cache_layer;
   const Part* parts;
-  int count, rows;
+  int count, from, rows;
   float* hidden;
   int step;
+  int asked_from;  // rows before it need no queries
 };
 
 enum { NORM_ATTENTION, ROTATE, NORM_FF, GATE };
@@ -646,7 +679,7 @@ static void row_share(void* what, int share, int shares) {
   Session* s = a.s;
   const Shape& h = s->model->shape;
   const Widths w = widths_of(h);
-  const int from = a.rows * share / shares, to = a.rows * (share + 1) / shares;
+  const int count = a.rows - a.from, from = a.from + count * share / shares, to = a.from + count * (share + 1) / shares;
   int n = 0;
   for (int r = from; r < to; r++) {
     switch (a.step) {
@@ -658,7 +691,8 @@ static void row_share(void* what, int share, int shares) {
         break;
       case ROTATE:
         while (n + 1 < a.count && a.parts[n + 1].first <= r) n++;
-        rotate_and_keep(s, *a.layer, a.cache_layer, a.parts[n], r - a.parts[n].first, s->qkv + (size_t)r * w.qkv);
+        rotate_and_keep(s, *a.layer, a.cache_layer, a.parts[n], r - a.parts[n].first, s->qkv + (size_t)r * w.qkv,
+                        r >= a.asked_from);
         break;
       default: {
         const float *gate = s->inner + (size_t)r * w.inner, *up = gate + h.inner;
@@ -675,27 +709,38 @@ static void row_share(void* what, int share, int shares) {
 
 static void by_rows(RowJob& a, int step) {
   a.step = step;
-  if (a.rows < 8) row_share(&a, 0, 1);  // waking a thread takes longer
+  if (a.rows - a.from < 8) row_share(&a, 0, 1);  // waking a thread takes longer
   else pool_run(a.s->pool, row_share, &a);
 }
 
 void run_block(Session* s, int layer, int cache_layer, const Part* parts, int count, int rows, float* hidden,
-               bool keys_only) {
+               int asked_from) {
   const Shape& h = s->model->shape;
   const Layer& y = s->model->layer[layer];
   const Widths w = widths_of(h);
-  RowJob job{s, &y, cache_layer, parts, count, rows, hidden, 0};
+  RowJob job{s, &y, cache_layer, parts, count, 0, rows, hidden, 0, asked_from};
   by_rows(job, NORM_ATTENTION);
-  product(s, y.qkv, s->normed, w.hidden, s->qkv, w.qkv, rows, false);
+  const int asked = rows - asked_from, key_panel = asked_from ? h.heads * h.channels / PANEL : 0;
+  product(s, y.qkv, s->normed, w.hidden, s->qkv, w.qkv, rows, false, key_panel);
+  // What is asked of some rows alone: from here on the pass has no others.
+  const size_t first = (size_t)asked_from;
+  if (key_panel && asked)
+    product(s, y.qkv, s->normed + first * w.hidden, w.hidden, s->qkv + first * w.qkv, w.qkv, asked, false, 0, key_panel);
   by_rows(job, ROTATE);
-  if (keys_only) return;
+  if (!asked) return;
+  Part last;
+  if (asked_from) {
+    last = {parts->cache, parts->first + asked_from, asked, parts->start + asked_from, nullptr, {}};
+    parts = &last, job.from = asked_from, hidden += first * w.hidden;
+  }
   AttendJob attend{s, &y, cache_layer, parts, count};
   pool_run(s->pool, attend_share, &attend);
-  product(s, y.output, s->mixed, w.hidden, hidden, w.hidden, rows, true);
+  product(s, y.output, s->mixed + first * w.hidden, w.hidden, hidden, w.hidden, asked, true);
   by_rows(job, NORM_FF);
-  product(s, y.gate_up, s->normed, w.hidden, s->inner, w.inner, rows, false);
+  product(s, y.gate_up, s->normed + first * w.hidden, w.hidden, s->inner + first * w.inner, w.inner, asked, false);
   by_rows(job, GATE);
-  product(s, y.down, s->gated, round_up(h.inner, PANEL), hidden, w.hidden, rows, true);
+  const int gated = round_up(h.inner, PANEL);
+  product(s, y.down, s->gated + first * gated, gated, hidden, w.hidden, asked, true);
 }
 
 // Embeddings ----------------------------------------------------------------------------------------------------------
@@ -725,7 +770,7 @@ static void embed(const Model* m, const Part& part, int row, float* hidden, floa
   }
 }
 
-void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids) {
+void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids, int asked_from) {
   const Model* m = s->model;
   const Shape& h = m->shape;
   const Widths w = widths_of(h);
@@ -739,7 +784,8 @@ void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids)
       embed(m, p, r, s->hidden + (size_t)(p.first + r) * w.hidden, s->found + (size_t)(p.first + r) * wide);
   }
   if (h.ngrams) product(s, m->ngram_output, s->found, wide, s->hidden, w.hidden, rows, true);
-  for (int l = 0; l < h.layers; l++) run_block(s, l, l, parts, count, rows, s->hidden, false);
+  for (int l = 0; l < h.layers; l++)
+    run_block(s, l, l, parts, count, rows, s->hidden, l + 1 < h.layers ? 0 : asked_from);
 }
 
 }  // namespace BL_NS

@@ -18,10 +18,15 @@ namespace BL_NS {
 
 constexpr int LANES = 16;
 
+// Sixteen int8 inputs as four words, for pack_inputs, which returns what the sum of a product begins with.
+BL_INLINE int pack_as_they_are(const int8_t* q, uint32_t* to, uint32_t turned) {
+  memcpy(to, q, 16);
+  for (int i = 0; i < 4; i++) to[i] ^= turned;
+  return 0;
+}
+
 #if defined(__AVX512F__)
 
-// Vectors of a panel of 64 outputs that are computed at once, and rows of a tile: 16 sums and 4 weights fill 32 registers.
-constexpr int TILE_VECTORS = 4, TILE_ROWS = 4;
 struct Floats { __m512 v; };
 struct Ints { __m512i v; };
 BL_INLINE Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -38,7 +43,7 @@ BL_INLINE void store_ints(void* p, Ints a) { _mm512_storeu_si512(p, a.v); }
 BL_INLINE Ints as_ints(Floats a) { return {_mm512_castps_si512(a.v)}; }
 BL_INLINE Floats as_floats(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
 BL_INLINE Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
-BL_INLINE Ints zero_ints() { return {_mm512_setzero_si512()}; }
+BL_INLINE Ints all_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
 template <int N> BL_INLINE Ints shift_left(Ints a) { return {_mm512_slli_epi32(a.v, N)}; }
 BL_INLINE Ints high_half(Ints a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32((int)0xffff0000))}; }
 BL_INLINE Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
@@ -48,29 +53,39 @@ BL_INLINE Floats load_bf16(const uint16_t* p) {
 BL_INLINE void low_bytes(uint8_t* p, Ints a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a.v)); }
 #if defined(__AVX512VNNI__)
 // The instruction wants one unsigned factor: inputs are raised by 128, and the product's end takes 128 * sum back.
-constexpr int INPUT_OFFSET = 128;
+constexpr int INPUT_OFFSET = 128, INPUT_WORDS = 1;
 struct Inputs { __m512i v; };
-BL_INLINE Inputs four_inputs(uint32_t x) { return {_mm512_set1_epi32((int)(x ^ 0x80808080u))}; }
+BL_INLINE int pack_inputs(const int8_t* q, uint32_t* to) { return pack_as_they_are(q, to, 0x80808080u); }
+BL_INLINE Inputs four_inputs(const uint32_t* p) { return {_mm512_set1_epi32((int)p[0])}; }
 BL_INLINE Ints dot4(Ints sum, Inputs x, Ints w) { return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)}; }
 #else
-// Products of bytes in pairs: |x| times w with the sign of x. Both are at most 127 in size, so that a pair's sum fits
-// 16 bits, where the instruction would otherwise saturate.
-constexpr int INPUT_OFFSET = 0;
-struct Inputs { __m512i size; __mmask64 negative; };
-BL_INLINE Inputs four_inputs(uint32_t x) {
-  __m512i v = _mm512_set1_epi32((int)x);
-  return {_mm512_abs_epi8(v), _mm512_movepi8_mask(v)};
+// Products of bytes in pairs: |x| times w with the sign of x. |x| is at most 127 and w at most 128 in size, so that a
+// pair's sum fits 16 bits, where the instruction would otherwise saturate. Where x is negative the bits of w are turned
+// over, one instruction for -w - 1. So |x| is missing for each negative x, for all outputs alike: the sum begins with it.
+constexpr int INPUT_OFFSET = 0, INPUT_WORDS = 2;
+struct Inputs { __m512i size, turn; };
+BL_INLINE int pack_inputs(const int8_t* q, uint32_t* to) {
+  const __m128i x = _mm_loadu_si128((const __m128i*)q), size = _mm_abs_epi8(x);
+  const __m128i turn = _mm_cmpgt_epi8(_mm_setzero_si128(), x);
+  _mm_storeu_si128((__m128i*)to, _mm_unpacklo_epi32(size, turn));
+  _mm_storeu_si128((__m128i*)to + 1, _mm_unpackhi_epi32(size, turn));
+  const __m128i taken = _mm_sad_epu8(_mm_and_si128(size, turn), _mm_setzero_si128());
+  return _mm_cvtsi128_si32(taken) + _mm_extract_epi32(taken, 2);
+}
+BL_INLINE Inputs four_inputs(const uint32_t* p) {
+  return {_mm512_set1_epi32((int)p[0]), _mm512_set1_epi32((int)p[1])};
 }
 BL_INLINE Ints dot4(Ints sum, Inputs x, Ints w) {
-  __m512i signed_w = _mm512_mask_sub_epi8(w.v, x.negative, _mm512_setzero_si512(), w.v);
-  __m512i pairs = _mm512_maddubs_epi16(x.size, signed_w);
-  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+  const __m512i pairs = _mm512_maddubs_epi16(x.size, _mm512_xor_si512(w.v, x.turn));
+  const __m512i fours = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+  // gcc adds into another register and copies it back, which costs what the addition costs.
+  __asm__("vpaddd %1, %0, %0" : "+v"(sum.v) : "v"(fours));
+  return sum;
 }
 #endif
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
-constexpr int TILE_VECTORS = 2, TILE_ROWS = 3;
 struct Floats { __m256 a, b; };
 struct Ints { __m256i a, b; };
 BL_INLINE Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -93,7 +108,7 @@ BL_INLINE void store_ints(void* p, Ints x) {
 BL_INLINE Ints as_ints(Floats x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 BL_INLINE Floats as_floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 BL_INLINE Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
-BL_INLINE Ints zero_ints() { __m256i z = _mm256_setzero_si256(); return {z, z}; }
+BL_INLINE Ints all_ints(int32_t x) { __m256i v = _mm256_set1_epi32(x); return {v, v}; }
 template <int N> BL_INLINE Ints shift_left(Ints x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 BL_INLINE Ints high_half(Ints x) {
   __m256i m = _mm256_set1_epi32((int)0xffff0000);
@@ -110,10 +125,11 @@ BL_INLINE void low_bytes(uint8_t* p, Ints x) {
   store_ints(t, x);
   for (int l = 0; l < LANES; l++) p[l] = (uint8_t)t[l];
 }
-constexpr int INPUT_OFFSET = 0;
+constexpr int INPUT_OFFSET = 0, INPUT_WORDS = 1;
 struct Inputs { __m256i v, size; };
-BL_INLINE Inputs four_inputs(uint32_t x) {
-  __m256i v = _mm256_set1_epi32((int)x);
+BL_INLINE int pack_inputs(const int8_t* q, uint32_t* to) { return pack_as_they_are(q, to, 0); }
+BL_INLINE Inputs four_inputs(const uint32_t* p) {
+  __m256i v = _mm256_set1_epi32((int)p[0]);
   return {v, _mm256_abs_epi8(v)};
 }
 // As without VNNI above: |x| times w with the sign of x never saturates.
@@ -125,7 +141,6 @@ BL_INLINE Ints dot4(Ints sum, Inputs x, Ints w) { return {dot4_half(sum.a, x, w.
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 
-constexpr int TILE_VECTORS = 1, TILE_ROWS = 4;
 struct Floats { float32x4_t v[4]; };
 struct Ints { int32x4_t v[4]; };
 #define BL_FOUR for (int j = 0; j < 4; j++)
@@ -147,7 +162,7 @@ BL_INLINE void store_ints(void* p, Ints a) { BL_FOUR vst1q_s32((int32_t*)p + 4 *
 BL_INLINE Ints as_ints(Floats a) { Ints r; BL_FOUR r.v[j] = vreinterpretq_s32_f32(a.v[j]); return r; }
 BL_INLINE Floats as_floats(Ints a) { Floats r; BL_FOUR r.v[j] = vreinterpretq_f32_s32(a.v[j]); return r; }
 BL_INLINE Ints add(Ints a, Ints b) { BL_FOUR a.v[j] = vaddq_s32(a.v[j], b.v[j]); return a; }
-BL_INLINE Ints zero_ints() { Ints r; BL_FOUR r.v[j] = vdupq_n_s32(0); return r; }
+BL_INLINE Ints all_ints(int32_t x) { Ints r; BL_FOUR r.v[j] = vdupq_n_s32(x); return r; }
 template <int N> BL_INLINE Ints shift_left(Ints a) { BL_FOUR a.v[j] = vshlq_n_s32(a.v[j], N); return a; }
 BL_INLINE Ints high_half(Ints a) {
   BL_FOUR a.v[j] = vandq_s32(a.v[j], vdupq_n_s32((int32_t)0xffff0000));
@@ -164,9 +179,10 @@ BL_INLINE void low_bytes(uint8_t* p, Ints a) {
   store_ints(t, a);
   for (int l = 0; l < LANES; l++) p[l] = (uint8_t)t[l];
 }
-constexpr int INPUT_OFFSET = 0;
+constexpr int INPUT_OFFSET = 0, INPUT_WORDS = 1;
 struct Inputs { int8x8_t v; };
-BL_INLINE Inputs four_inputs(uint32_t x) { return {vreinterpret_s8_u32(vdup_n_u32(x))}; }
+BL_INLINE int pack_inputs(const int8_t* q, uint32_t* to) { return pack_as_they_are(q, to, 0); }
+BL_INLINE Inputs four_inputs(const uint32_t* p) { return {vreinterpret_s8_u32(vdup_n_u32(p[0]))}; }
 BL_INLINE Ints dot4(Ints sum, Inputs x, Ints w) {
   BL_FOUR {
     int8x16_t b = vreinterpretq_s8_s32(w.v[j]);
@@ -179,7 +195,6 @@ BL_INLINE Ints dot4(Ints sum, Inputs x, Ints w) {
 
 #else
 
-constexpr int TILE_VECTORS = 1, TILE_ROWS = 2;
 struct Floats { float v[16]; };
 struct Ints { int32_t v[16]; };
 #define BL_EACH for (int l = 0; l < LANES; l++)
@@ -197,7 +212,7 @@ BL_INLINE void store_ints(void* p, Ints a) { memcpy(p, a.v, 64); }
 BL_INLINE Ints as_ints(Floats a) { Ints r; memcpy(&r, &a, 64); return r; }
 BL_INLINE Floats as_floats(Ints a) { Floats r; memcpy(&r, &a, 64); return r; }
 BL_INLINE Ints add(Ints a, Ints b) { BL_EACH a.v[l] = (int32_t)((uint32_t)a.v[l] + (uint32_t)b.v[l]); return a; }
-BL_INLINE Ints zero_ints() { Ints r; memset(&r, 0, 64); return r; }
+BL_INLINE Ints all_ints(int32_t x) { Ints r; BL_EACH r.v[l] = x; return r; }
 template <int N> BL_INLINE Ints shift_left(Ints a) { BL_EACH a.v[l] = (int32_t)((uint32_t)a.v[l] << N); return a; }
 BL_INLINE Ints high_half(Ints a) { BL_EACH a.v[l] &= (int32_t)0xffff0000; return a; }
 BL_INLINE Floats to_floats(Ints a) { Floats r; BL_EACH r.v[l] = (float)a.v[l]; return r; }
@@ -207,9 +222,11 @@ BL_INLINE Floats load_bf16(const uint16_t* p) {
   return as_floats(r);
 }
 BL_INLINE void low_bytes(uint8_t* p, Ints a) { BL_EACH p[l] = (uint8_t)a.v[l]; }
-constexpr int INPUT_OFFSET = 0;
+constexpr int INPUT_OFFSET = 0, INPUT_WORDS = 1;
 struct Inputs { int32_t v[4]; };
-BL_INLINE Inputs four_inputs(uint32_t x) {
+BL_INLINE int pack_inputs(const int8_t* q, uint32_t* to) { return pack_as_they_are(q, to, 0); }
+BL_INLINE Inputs four_inputs(const uint32_t* p) {
+  const uint32_t x = p[0];
   return {{(int8_t)(x & 255), (int8_t)(x >> 8 & 255), (int8_t)(x >> 16 & 255), (int8_t)(x >> 24)}};
 }
 BL_INLINE Ints dot4(Ints sum, Inputs x, Ints w) {
@@ -233,7 +250,28 @@ BL_INLINE float from_bf16(uint16_t x) {
   return r;
 }
 
-// The sum of all lanes: always the same tree.
+// The sum of all lanes: always the same tree, lane l with lane l + 8, then 4, 2, 1. The largest lane the same way.
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#if defined(__AVX512F__)
+BL_INLINE __m256 lower_half(Floats a) { return _mm512_castps512_ps256(a.v); }
+BL_INLINE __m256 upper_half(Floats a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+BL_INLINE __m256 lower_half(Floats a) { return a.a; }
+BL_INLINE __m256 upper_half(Floats a) { return a.b; }
+#endif
+BL_INLINE float total(Floats a) {
+  const __m256 eight = _mm256_add_ps(lower_half(a), upper_half(a));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+BL_INLINE float largest(Floats a) {
+  const __m256 eight = _mm256_max_ps(lower_half(a), upper_half(a));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 BL_INLINE float total(Floats a) {
   float t[16];
   store(t, a);
@@ -247,6 +285,20 @@ BL_INLINE float largest(Floats a) {
   for (int n = 8; n; n /= 2)
     for (int l = 0; l < n; l++) t[l] = t[l] > t[l + n] ? t[l] : t[l + n];
   return t[0];
+}
+#endif
+
+// Lanes [from, to) of a, and `other` in all others.
+BL_INLINE Floats lanes_between(Floats a, int from, int to, float other) {
+#if defined(__AVX512F__)
+  const uint32_t below_to = to >= LANES ? 0xffff : (1u << to) - 1;
+  return {_mm512_mask_blend_ps((__mmask16)(below_to >> from << from), _mm512_set1_ps(other), a.v)};
+#else
+  float t[LANES];
+  store(t, a);
+  for (int l = 0; l < LANES; l++) t[l] = l >= from && l < to ? t[l] : other;
+  return load(t);
+#endif
 }
 
 // e to the x, relative error about 1e-7; x is cut to [-87, 87].

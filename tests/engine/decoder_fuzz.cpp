@@ -68,7 +68,7 @@ static uint64_t row_state[8192];
 static int row_last[8192], row_before[8192];
 static int running_rows;
 
-void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids) {
+void run_trunk(Session* s, Part* parts, int count, int rows, const int32_t* ids, int) {
   if (rows > s->most_rows) abort();
   running_rows = rows;
   for (int n = 0; n < count; n++) {

@@ -246,22 +246,25 @@ def test_int8_is_near_float32() -> None:
     assert 0 < np.abs(exact - near).mean() < 0.05 * np.abs(exact).mean()
 
 
-def test_int8_products_are_sums_of_whole_numbers() -> None:
-    """One layer of one head against numpy: the unembedding of a model whose trunk adds nothing."""
+@pytest.mark.parametrize("largest", [False, True])
+def test_int8_products_are_sums_of_whole_numbers(largest: bool) -> None:
+    """One layer of one head against numpy: the unembedding of a model whose trunk adds nothing.
+
+    With the largest numbers, 127 and -127 alone, two outputs are the largest and the least sum that there can be.
+    """
     config = settings("linear", 1, "model.layers=1")
-    engine = Engine(config.model, config.heads, BYTES, "int8")
     random = np.random.default_rng(0)
     weights: dict[str, npt.NDArray[np.float32]] = {}
     for weight in weights_of(config.model, config.heads):
         numbers = random.standard_normal(weight.shape).astype(np.float32)
+        if largest:
+            numbers = np.sign(numbers)
         if weight.name.endswith("output.weight"):
             numbers[:] = 0.0  # attention and feed-forward layer add nothing
         weights[weight.name] = numbers
-        engine.set_weight(weight.part, weight.index, numbers)
-    assert engine.complete
-    session, cache = Session(engine, rows=4, capacity=CAPACITY), Cache(engine, CAPACITY)
-    logits_V = session.run([cache], [1], np.array([65], np.int32))[0]
-
+    if largest:
+        signs = weights["embedding"][65] * weights["heads.norm.gain"]
+        weights["heads.unembedding.weight"][0], weights["heads.unembedding.weight"][1] = signs, -signs
     wide = weights["embedding"][65].astype(np.float64)
     normed = (wide / np.sqrt((wide**2).mean() + config.model.norm_epsilon) * weights["heads.norm.gain"]).astype(
         np.float32
@@ -272,10 +275,16 @@ def test_int8_products_are_sums_of_whole_numbers() -> None:
     top = np.abs(matrix).max(1, keepdims=True)
     rounded = np.rint(matrix * (np.float32(127) / top)).astype(np.int64)
     expected_V = (rounded @ whole) * (top[:, 0] / np.float32(127)) * unit
-    off = np.abs(logits_V - expected_V)
-    # A number that lies between two whole ones may be rounded either way: one step of one product.
-    assert off.max() <= float(unit) * float(top.max())
-    assert np.median(off) < 1e-5
+    for isa in library().runnable:
+        engine = Engine(config.model, config.heads, BYTES, "int8", library=library().variant(isa))
+        for weight in weights_of(config.model, config.heads):
+            engine.set_weight(weight.part, weight.index, weights[weight.name])
+        assert engine.complete
+        session, cache = Session(engine, rows=4, capacity=CAPACITY), Cache(engine, CAPACITY)
+        off = np.abs(session.run([cache], [1], np.array([65], np.int32))[0] - expected_V)
+        # A number that lies between two whole ones may be rounded either way: one step of one product.
+        assert off.max() <= float(unit) * float(top.max()), isa
+        assert np.median(off) < 1e-5, isa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -296,6 +305,32 @@ def test_a_prefix_that_is_read_in_pieces_or_again_changes_no_bit(family: str) ->
         session.accept(cache, 1, rows=1)
     for head in (1, 2):
         np.testing.assert_array_equal(session.draft_head(whole, head), session.draft_head(pieces, head))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_leaves_what_its_ids_leave_one_by_one(family: str, kind: MatrixKind) -> None:
+    """The last layer skips what no one asks of a prompt's rows; of a piece that is long enough rows pass in blocks."""
+    for shape in ("usual", "odd widths", "wide heads"):
+        engine = engine_of(settings(family, 3, *SHAPES[shape]), kind)
+        session, ids, more = Session(engine, rows=CAPACITY, capacity=CAPACITY), ids_of(110), ids_of(9, seed=1)
+        alone = Cache(engine, CAPACITY)
+        for place in range(len(ids)):
+            session.run([alone], [1], ids[place : place + 1])
+            session.accept(alone, 1, rows=1)
+        # Heads in a chain begin with head 0, which reading alone does not run.
+        drafts = () if family in ("causal", "anticausal", "shared") else (1, 2)
+        expected = [session.draft_head(alone, head) for head in drafts]
+        expected.append(session.run([alone], [len(more)], more))
+        for ends in ((110,), (1, 2, 10, 110), (29, 77, 109, 110)):
+            cache, start = Cache(engine, CAPACITY), 0
+            for end in ends:
+                session.prefill(cache, ids[start:end])
+                start = end
+            found = [session.draft_head(cache, head) for head in drafts]
+            found.append(session.run([cache], [len(more)], more))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 def test_scores_of_a_window_are_those_of_torch() -> None:
