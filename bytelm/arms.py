@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
-import torch
-
 from bytelm.config import RunConfig
 from bytelm.errors import ConfigError
-from bytelm.model import ByteLM
 from bytelm.vocab import BYTE_VOCABULARY, ids_of
 
 BudgetKind = Literal["parameters", "flops", "bytes", "seconds"]
@@ -327,6 +324,10 @@ class Parameters:
 
 def parameters_of(config: RunConfig) -> Parameters:
     """Count the parameters of a model."""
+    import torch
+
+    from bytelm.model import ByteLM
+
     with torch.device("meta"):
         model = ByteLM(config.model, config.heads)
     return Parameters(
@@ -341,6 +342,10 @@ def flops_of(config: RunConfig) -> tuple[float, float]:
 
     The latter is the mean over the positions of a window, as in training.
     """
+    import torch
+
+    from bytelm.model import ByteLM
+
     window_bytes = config.data.window_bytes
     one_head = config.heads.model_copy(update={"count": 1, "keep_parameters_equal": False})
     if config.heads.family == "anticausal":  # head 0 is the end of the whole chain

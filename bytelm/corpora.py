@@ -4,11 +4,9 @@ Several are given as ``address:weight``, such as ``a/:0.7`` and ``s3://bucket/b:
 weights. A run keeps its corpora, and may change their weights when it is resumed.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from bytelm.config import RunConfig
 from bytelm.data.batches import BatchLoader
@@ -17,14 +15,12 @@ from bytelm.data.loader import WindowLoader
 from bytelm.data.mixture import MixtureLoader
 from bytelm.data.schedule import whole_weights
 from bytelm.data.shards import Corpus
-from bytelm.data.storage import is_remote
+from bytelm.data.storage import parse_weighted
 from bytelm.errors import ConfigError
 from bytelm.evaluate import some_bytes
 
 Given = Path | str | Sequence[str]
 """The folder or address of a corpus, or several, each with its weight."""
-
-_WEIGHTED: Final = re.compile(r"(?P<address>.*[^:/]|.*[^:]/):(?P<weight>[0-9.]+(/[0-9]+)?)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +121,3 @@ def open_corpora(given: Given, config: RunConfig) -> Corpora:
     cache = BlockCache(cache_folder(), config.data.cache_bytes)
     corpora = tuple(Corpus.open(address, cache=cache) for address, _ in pairs)
     return Corpora(corpora=corpora, weights=None if len(pairs) == 1 else tuple(weight for _, weight in pairs))
-
-
-def parse_weighted(text: str) -> tuple[str, str]:
-    """Address and weight of a corpus; the weight is 1 where none is given, or where a folder has that very name.
-
-    Example:
-        >>> parse_weighted("a/:0.7"), parse_weighted("s3://bucket/b:2/3"), parse_weighted("c")
-        (('a/', '0.7'), ('s3://bucket/b', '2/3'), ('c', '1'))
-    """
-    found = _WEIGHTED.fullmatch(text)
-    if found is None or (not is_remote(text) and Path(text).exists()):
-        return text, "1"
-    return found["address"], found["weight"]

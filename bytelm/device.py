@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from bytelm.errors import ConfigError
 from bytelm.machine import cores
+from bytelm.names import hint
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,26 @@ _DEVICES: Final = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 _CPUS: Final = Path("/sys/devices/system/cpu")
 
 
+_KNOWN: Final = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+def check_device_name(name: str) -> None:
+    """Refuse what is no name of a device that torch computes on, without importing torch.
+
+    Raises:
+        ConfigError: It is none; with the nearest name.
+
+    Example:
+        >>> check_device_name("cuda:1")
+        >>> check_device_name("cdua")
+        Traceback (most recent call last):
+        bytelm.errors.ConfigError: there is no device 'cdua'; did you mean 'cuda'?
+    """
+    kind, _, number = name.partition(":")
+    if kind not in _KNOWN or not (number.isdecimal() or ":" not in name):
+        raise ConfigError(f"there is no device {name!r}; {hint(kind, _KNOWN)}")
+
+
 def choose_device(name: str) -> "torch.device":
     """The device that a setting means.
 
@@ -31,6 +52,8 @@ def choose_device(name: str) -> "torch.device":
     Raises:
         ConfigError: There is no such device here.
     """
+    check_device_name(name)
+
     import torch
 
     if name == "auto":

@@ -127,24 +127,33 @@ def of_corpus(corpus: Corpus, split: str) -> HeldOut:
 
 
 def open_held_out(
-    checkpoint: Path, *, file: Path | None, corpus: str | Path | None, split: str, limit_bytes: int | None = None
+    checkpoint: Path,
+    *,
+    file: Path | None,
+    corpus: str | Path | None,
+    split: str | None = None,
+    limit_bytes: int | None = None,
 ) -> HeldOut:
     """What a person asked for: a file, a corpus, or else the corpus that the run was trained on.
 
-    The corpus of a model that ships with bytelm is not here: it reads bytelm's own code.
+    The corpus of a model that ships with bytelm is not here: it reads bytelm's own code. Of a corpus the split
+    ``validation`` is read where none is named.
 
     Raises:
-        ConfigError: Both are given.
+        ConfigError: A file and a corpus are both given, or a split and no corpus that has any.
         SourceError: The file cannot be read.
         CorpusError: The corpus is not there, has no such split, or is another one than the run's.
     """
     if file is not None and corpus is not None:
         raise ConfigError("--file and --corpus are both given; one is scored, leave one out")
+    own_modules = corpus is None and is_shipped(checkpoint)
+    if split is not None and (file is not None or own_modules):
+        raise ConfigError(f"--split {split} names a part of a corpus; give --corpus, or leave --split out")
     if file is not None:
         return of_file(file, limit_bytes)
-    if corpus is None and is_shipped(checkpoint):
+    if own_modules:
         return of_own_modules()
-    return of_corpus(_corpus_of(checkpoint) if corpus is None else Corpus.open(corpus), split)
+    return of_corpus(_corpus_of(checkpoint) if corpus is None else Corpus.open(corpus), split or "validation")
 
 
 def _corpus_of(checkpoint: Path) -> Corpus:

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -43,6 +43,21 @@ def busy(line: str) -> None:
     """What is being done and takes some seconds; for somebody who waits before a terminal."""
     if sys.stderr.isatty():
         say(f"{line} …")
+
+
+@contextlib.contextmanager
+def alive(line: str) -> Iterator[None]:
+    """Inside, a terminal shows what is being done, with a sign that moves; other places get nothing.
+
+    Torch takes seconds to import, and figures to draw: somebody who waits should see that the program does not hang.
+    """
+    waiting = people() if sys.stderr.isatty() else None
+    if waiting is None or not waiting.is_terminal or waiting.is_dumb_terminal:
+        busy(line)
+        yield
+        return
+    with waiting.status(f"{shown(line)} …"):
+        yield
 
 
 def result(line: str, *, whole: bool = False) -> None:

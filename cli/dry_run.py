@@ -23,11 +23,10 @@ def dry_run(config: "RunConfig", corpus: list[str], out: Path, *, resume: Any, a
         resume: As for the run itself.
         as_json: Print one JSON object instead of lines.
     """
-    console.busy("loading torch, then measuring a few steps; nothing is written")
+    with console.alive("loading torch, then measuring a few steps; nothing is written"):
+        from bytelm.estimate import estimate
 
-    from bytelm.estimate import estimate
-
-    told = estimate(config, corpus, out, resume=resume)
+        told = estimate(config, corpus, out, resume=resume)
     if as_json:
         console.print_json({"dry_run": True, "run": str(out), **asdict(told), "memory_bytes": told.memory.total})
     else:

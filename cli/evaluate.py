@@ -72,8 +72,9 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", help="Which split of the corpus.", rich_help_panel=_OF_HELD_OUT)
-    ] = "validation",
+        str | None,
+        typer.Option("--split", help="Which split of the corpus. Default: validation.", rich_help_panel=_OF_HELD_OUT),
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -143,22 +144,21 @@ def evaluate(
     Every byte is scored once, from its raw bytes; the rule about its context is part of the result. What a task
     finds is printed and kept in the run's folder eval/, or in ./eval for a model that ships with bytelm.
     """
-    from bytelm.tasks import TASKS, check_vocabulary, keep, parse_pass_at, parse_tasks, results_folder
-
-    names = parse_tasks(task)
-    asked = parse_pass_at(pass_at, programs)
     limit_of_bytes = None if limit_bytes is None else parse_size(limit_bytes)
+    with console.alive("loading torch and the model"):
+        from bytelm.api import load
+        from bytelm.checkpoint import find_checkpoint
+        from bytelm.errors import StorageError
+        from bytelm.held_out import open_held_out
+        from bytelm.task import Request
+        from bytelm.tasks import TASKS, check_vocabulary, keep, parse_pass_at, parse_tasks, results_folder
 
-    from bytelm.api import load
-    from bytelm.checkpoint import find_checkpoint
-    from bytelm.errors import StorageError
-    from bytelm.held_out import open_held_out
-    from bytelm.task import Request
-
-    checkpoint = find_checkpoint(run)
-    model = load(checkpoint, device=device, precision="float32")
-    for name in names:
-        check_vocabulary(name, model)
+        names = parse_tasks(task)
+        asked = parse_pass_at(pass_at, programs)
+        checkpoint = find_checkpoint(run)
+        model = load(checkpoint, device=device, precision="float32")
+        for name in names:
+            check_vocabulary(name, model)
     folder = results_folder(checkpoint)
 
     @functools.cache  # a pipe can be read once, and tasks ask for it again and again

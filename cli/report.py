@@ -37,13 +37,15 @@ def report(
     Several runs are drawn one over the other, with their settings that differ; nothing is decoded then.
     """
     from bytelm.errors import ConfigError
-    from bytelm.report import acceptance_over, write_comparison, write_report
 
     if len(runs) > 1:
         if prompts or max_bytes:
             raise ConfigError("--prompt and --max-bytes are for the report of one run; leave them out")
         warnings: list[str] = []
-        page = write_comparison(runs, out or _PATH_FOR_SEVERAL, tell=warnings.append)
+        with console.alive("reading and drawing the runs"):
+            from bytelm.report import write_comparison
+
+            page = write_comparison(runs, out or _PATH_FOR_SEVERAL, tell=warnings.append)
         if as_json:
             console.print_json({"report": str(page), "runs": [str(run) for run in runs], "warnings": warnings})
         else:
@@ -52,8 +54,11 @@ def report(
             console.result(console.one_line(page), whole=True)
         return
     length = 256 if max_bytes is None else max_bytes
-    comparisons = _decoded(runs[0], prompts or [""], length) if length else []
-    page = write_report(runs[0], comparisons, out)
+    with console.alive("decoding samples and drawing the run" if length else "drawing the run"):
+        from bytelm.report import acceptance_over, write_report
+
+        comparisons = _decoded(runs[0], prompts or [""], length) if length else []
+        page = write_report(runs[0], comparisons, out)
     if as_json:
         console.print_json(
             {

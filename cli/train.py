@@ -140,15 +140,23 @@ def _train(
     *,
     as_json: bool,
 ) -> int:
-    from bytelm.cli.dashboard import TrainingView
-    from bytelm.train import Finished, Started
-    from bytelm.train import train as train_model
+    with console.alive("loading torch") if ranks.is_first else contextlib.nullcontext():
+        from bytelm.cli.dashboard import TrainingView
+        from bytelm.train import Finished, Started
+        from bytelm.train import train as train_model
 
     started: Started | None = None
     finished: Finished | None = None
     speaks = TrainingView() if ranks.is_first else contextlib.nullcontext()
-    with speaks as view, StopRequest(quiet=ranks.count > 1) as should_stop:
+    with (
+        contextlib.ExitStack() as beginning,
+        speaks as view,
+        StopRequest(quiet=ranks.count > 1) as should_stop,
+    ):
+        if ranks.is_first:
+            beginning.enter_context(console.alive("making the model"))
         for event in train_model(config, corpus, out, resume=resume.value, should_stop=should_stop, ranks=ranks):
+            beginning.close()
             if view is not None:
                 view.show(event)
             if board is not None:

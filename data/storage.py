@@ -24,6 +24,7 @@ PAUSES_S: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
 """How long to wait after the first, second, … failure of a remote operation; the one after the last is final."""
 
 _SCHEME: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_WEIGHTED: Final = re.compile(r"(?P<address>.*[^:/]|.*[^:]/):(?P<weight>[0-9.]+(/[0-9]+)?)", re.DOTALL)
 _OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "tos", "http", "https"}
 _FINAL: Final = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _FOREIGN: Final = (
@@ -444,3 +445,23 @@ def _flush_file(file: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_weighted(text: str) -> tuple[str, str]:
+    """Address and weight of a corpus; the weight is 1 where none is given, or where a folder has that very name.
+
+    What stands behind the last colon is a weight, too, where what stands before it is a folder: a wrong one is then
+    found by ``whole_weights``, and no folder is looked for that nobody meant.
+
+    Example:
+        >>> parse_weighted("a/:0.7"), parse_weighted("s3://bucket/b:2/3"), parse_weighted("c")
+        (('a/', '0.7'), ('s3://bucket/b', '2/3'), ('c', '1'))
+    """
+    if not is_remote(text) and Path(text).exists():
+        return text, "1"
+    if (found := _WEIGHTED.fullmatch(text)) is not None:
+        return found["address"], found["weight"]
+    address, _, weight = text.rpartition(":")
+    if address and not is_remote(text) and Path(address).is_dir():
+        return address, weight
+    return text, "1"

@@ -283,7 +283,7 @@ def test_a_keyword_of_load_that_cannot_be_is_named(run: Path, keywords: Any, mes
 
 
 def test_a_device_that_is_not_there_and_a_run_that_is_not_there_are_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'warp:9' cannot be used here"):
+    with pytest.raises(ConfigError, match="there is no device 'warp:9'"):
         load(run, device="warp:9")
     with pytest.raises(CheckpointError, match="does not exist"):
         load(tmp_path / "nowhere")

@@ -105,6 +105,15 @@ def test_a_corpus_is_given_with_its_weight_or_without(text: str, expected: tuple
     assert parse_weighted(text) == expected
 
 
+@pytest.mark.parametrize("weight", ["nan", "inf", "-1", "x", "", "1e400"])
+def test_a_wrong_weight_of_a_folder_is_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert parse_weighted(f"a:{weight}") == ("a", weight)
+
+
 def test_a_folder_whose_name_looks_like_a_weight_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:2").mkdir()

@@ -21,7 +21,7 @@ def test_auto_takes_cuda_where_there_is_one() -> None:
 @pytest.mark.parametrize("name", ["nothing", "cpu:x", "" if torch.cuda.is_available() else "cuda"])
 def test_a_device_that_is_not_here_is_refused_in_one_line(name: str) -> None:
     for choose in (choose_device, means_cpu):
-        with pytest.raises(ConfigError, match="cannot be used here") as caught:
+        with pytest.raises(ConfigError, match=r"cannot be used here|there is no device") as caught:
             choose(name)
         assert "\n" not in str(caught.value)
 

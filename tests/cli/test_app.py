@@ -138,6 +138,39 @@ def test_a_typo_imports_nothing_large(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train --corpus nowhere --out run --steps 1", "no corpus at nowhere: it does not exist"),
+        ("train --corpus runs:0 --out run --steps 1", "weight 0: none may be below 0"),
+        ("train --corpus runs:nan --out run --steps 1", "weights nan: each is a number"),
+        ("train --corpus runs --out run --bytes 1Q", "'1Q' is no size"),
+        ("train --corpus runs --out run --time-budget 5x", "'5x' is no duration"),
+        ("eval nano --file nowhere", "cannot read nowhere"),
+        ("eval nano --task humaneval --data nowhere", "cannot read nowhere"),
+        ("eval nano --corpus nowhere", "no corpus at nowhere"),
+        ("eval nano --limit-bytes few", "'few' is no size"),
+        ("eval nano --device cdua", "there is no device 'cdua'; did you mean 'cuda'?"),
+        ("generate nano text --device gpu", "there is no device 'gpu'"),
+        ("tune nano --file nowhere", "cannot read nowhere"),
+        ("compare --corpus runs --out out --budget bytes:1K --arms byte:k=1:k=2", "the arm 'byte:k=1:k=2' names"),
+        ("compare --corpus runs --out out --budget hours:1 --arms byte:k=1", "'hours:1' is no budget"),
+        ("report nano", "nano has no metrics.jsonl"),
+        ("quickstart --corpus nowhere", "cannot read nowhere"),
+    ],
+)
+def test_a_wrong_value_is_said_before_torch_is_imported(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    code = (
+        "import sys; from bytelm.cli.app import run\nassert run(sys.argv[1:]) == 2\nassert 'torch' not in sys.modules"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-B", "-c", code, *line.split()], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stderr.startswith(f"error: {said}")
+
+
 def test_the_tasks_that_are_known_early_are_all_there_are() -> None:
     assert list(early.TASKS) == list(TASKS)
 

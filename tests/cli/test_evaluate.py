@@ -236,6 +236,7 @@ def test_types_and_compressors_stand_beside_the_bits(
         (["--file", "/does/not/exist"], "cannot read /does/not/exist"),
         (["--corpus", "/does/not/exist"], "no corpus at /does/not/exist"),
         (["--split", "test"], "no 'test' split"),
+        (["--split", "train", "--file", __file__], "--split train names a part of a corpus"),
         (["--stride", "100"], "choose 1 … 24"),
         (["--limit-bytes", "few"], "is no size"),
         (["--device", "nonsense"], "nonsense"),
