@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bytelm.arguments import Text, bytes_of, kind_of, settings_from, several_of, shown
+from bytelm.arguments import KEYWORDS, Text, bytes_of, kind_of, settings_from, several_of, shown
+from bytelm.calls import checked_call
 from bytelm.checkpoint_files import ModelFiles, find_model, read_config
 from bytelm.decode import DecodePlan, Request, context_start, decode_batch, decode_steps, generate, slid_start
 from bytelm.device import choose_decoding_threads, choose_device, means_cpu
@@ -124,6 +125,7 @@ class LanguageModel:
         refused: Why the plan that is there is not used; "" where it is, or there is none. Known after ``plan``.
     """
 
+    @checked_call()
     def __init__(
         self,
         decoder: "ByteLM | Engine",
@@ -190,6 +192,7 @@ class LanguageModel:
         threads = torch.get_num_threads() if tensor.device.type == "cpu" else None
         return DecodedBy("torch", None, str(tensor.dtype).removeprefix("torch."), threads, self.engine_reason)
 
+    @checked_call()
     def plan(self) -> DecodePlan | None:
         """What ``bytelm tune`` measured here; looked for once, with the threads and the precision of that moment."""
         if not self._looked and self._path is not None:
@@ -203,6 +206,7 @@ class LanguageModel:
         path = self._path.absolute() if self._path.exists() else self._path  # a name means a shipped model
         return _load_again, (str(path), self._reload)
 
+    @checked_call(KEYWORDS)
     def generate(self, prompt: Text, **options: Unpack[GenerateOptions]) -> Generation:
         """Continue a prompt and return the whole output with its statistics.
 
@@ -221,6 +225,7 @@ class LanguageModel:
             self.decoder, bytes_of("prompt", prompt), settings, context_bytes=self.context_bytes, tuned=self.plan()
         )
 
+    @checked_call(KEYWORDS)
     def generate_batch(
         self, prompts: Iterable[Text], *, slots: int = 8, **options: Unpack[GenerateOptions]
     ) -> list[Generation]:
@@ -252,6 +257,7 @@ class LanguageModel:
         elapsed_s = time.perf_counter() - begin
         return [Generation.of(one, prediction_heads=self.head_count, elapsed_s=elapsed_s) for one in steps]
 
+    @checked_call(KEYWORDS)
     def stream(
         self, prompt: Text, *, invalid: InvalidBytes = "replace", **options: Unpack[GenerateOptions]
     ) -> Iterator[Piece]:
@@ -275,6 +281,7 @@ class LanguageModel:
             raise GenerationError(f"invalid = {shown(invalid)} is no name of a policy; known: {known}")
         return self._pieces(bytes_of("prompt", prompt), settings, TextDecoder(invalid))
 
+    @checked_call()
     def score(self, prompt: Text, continuation: Text) -> npt.NDArray[np.float64]:
         """Log-probability of each byte of a continuation, every byte before it being given.
 
@@ -312,6 +319,7 @@ class LanguageModel:
                 yield Piece(step.data, text, step.sources, step.logprobs)
 
 
+@checked_call()
 def load(
     path: str | Path, *, device: str = "auto", precision: WeightPrecision = "auto", threads: int | None = None
 ) -> LanguageModel:
@@ -330,6 +338,7 @@ def load(
         threads: Of the CPU; where None, one for a small model, else as many as there are cores.
 
     Raises:
+        KeywordError: There is no such keyword, or the path is missing; every call of this interface raises it.
         CheckpointError: No checkpoint is there, it is damaged, or a weight is not finite.
         ConfigError: The device cannot be used here, or int8 without the engine.
         GenerationError: There is not enough memory.

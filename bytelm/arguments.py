@@ -16,7 +16,8 @@ from bytelm.names import hint
 Text = str | bytes | bytearray | memoryview
 """Text, which is encoded in UTF-8, or bytes; an array of numpy of dtype uint8 is taken too."""
 
-_KEYWORDS: Final = tuple(field.name for field in fields(GenerateSettings))
+KEYWORDS: Final = tuple(field.name for field in fields(GenerateSettings))
+"""Of the calls that generate."""
 
 
 def bytes_of(name: str, value: Any) -> bytes:
@@ -84,8 +85,8 @@ def settings_from(call: str, options: Mapping[str, Any]) -> GenerateSettings:
         GenerationError: A value is impossible or cannot have an effect.
     """
     for name in options:
-        if name not in _KEYWORDS:
-            raise KeywordError(f"{call} has no keyword {name!r}; {hint(name, _KEYWORDS)}")
+        if name not in KEYWORDS:
+            raise KeywordError(f"{call} has no keyword {name!r}; {hint(name, KEYWORDS)}")
     stop: Any = options.get("stop")
     stops = [] if stop is None else [bytes_of("stop", stop)] if _is_one(stop) else several_of("stop", stop)
     return GenerateSettings(**{**options, "stop": tuple(stops)})

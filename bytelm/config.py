@@ -14,6 +14,7 @@ import pydantic
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from bytelm.calls import checked_call
 from bytelm.errors import ConfigError
 from bytelm.model_shape import PATH_OF_CONFIG, AttentionKind, HeadFamily, TrunkShape, trunk_layers
 from bytelm.names import hint, nearest
@@ -337,6 +338,7 @@ class RunConfig(_Section):
                 raise ValueError(f"train.frozen = language_model (--heads-only) found {found}; {remedy}")
 
     @classmethod
+    @checked_call()
     def build(cls, preset: str, changes: Iterable[str] = ()) -> Self:
         """Settings of a preset with changes in the form of ``--set``.
 
@@ -356,6 +358,7 @@ class RunConfig(_Section):
             raise ConfigError(f"unknown preset {preset!r}; {hint(preset, PRESETS)}")
         return cls._changed(PRESETS[preset], changes)
 
+    @checked_call()
     def with_changes(self, changes: Iterable[str]) -> Self:
         """These settings with changes in the form of ``--set``; a budget that is set replaces the one there was.
 

@@ -8,7 +8,7 @@
     ├── CheckpointError        a run or checkpoint that is missing, damaged or belongs elsewhere
     ├── TrainingError          a run that cannot go on: nothing is finite, no memory, a process lost
     ├── GenerationError        a request to the decoder that it cannot honour
-    │   └── KeywordError       a keyword that a call does not have
+    │   └── KeywordError       a keyword that a call does not have, or an argument that it lacks
     └── StorageError           a disk that refuses a write: full, read-only, over quota
 
 A message says what was wrong, what was found and what to do, in one line. What only bytelm itself can get
@@ -66,7 +66,7 @@ class GenerationError(BytelmError):
 
 
 class KeywordError(GenerationError, TypeError):
-    """A keyword that a call of the Python interface does not have; a ``TypeError`` too, as Python's own is."""
+    """A call of the Python interface has no such keyword, or lacks an argument; a ``TypeError`` too, as Python's is."""
 
 
 class StorageError(BytelmError):

@@ -7,9 +7,10 @@ tells. An object that has the field is one row; everything else that ends so is 
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from bytelm.data import table_rows
+from bytelm.data import json_recovery, table_rows
 from bytelm.data.compression import Forward
 from bytelm.data.documents import Document, Skipped, damaged
 from bytelm.data.table_rows import SEPARATOR, field_of, lines_of, row_document, too_long
@@ -23,6 +24,7 @@ _MARK: Final = re.compile(rb'[\[\]{}",]')
 _NOT_SPACE: Final = re.compile(rb"\S")
 _STRING_MARK: Final = re.compile(rb'["\\\n]')
 _MOST_INDENT_BYTES: Final = 1 << 10
+_JUDGED_BYTES: Final = 1 << 16  # of an element without an end; twice as many each time after
 
 
 def json_rows(
@@ -104,39 +106,67 @@ def _decoded(text: bytes) -> object:
         return None
 
 
-def _json_row(text: bytes, name: bytes, row: bytes, field: str, what: str) -> Document | Skipped:
+def _json_row(text: bytes, name: bytes, row: bytes, field: str, what: str, lost: str = "") -> Document | Skipped:
     row_name = name + SEPARATOR + row
     try:
         value = _DECODER.decode(text.decode("utf-8"))
     except UnicodeDecodeError:
-        return table_rows.failing(row_name, damaged(name, f"its {what} {row.decode()} is not UTF-8"))
+        return table_rows.failing(row_name, damaged(name, f"its {what} {row.decode()} is not UTF-8{lost}"))
     except (ValueError, RecursionError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        return table_rows.failing(row_name, damaged(name, f"its {what} {row.decode()} is not JSON ({said})"))
+        return table_rows.failing(row_name, damaged(name, f"its {what} {row.decode()} is not JSON ({said}){lost}"))
     return row_document(row_name, *field_of(value, field))
 
 
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """What stands for one element of a list.
+
+    Attributes:
+        text: Its bytes; None where they are too many.
+        size_bytes: How many there are.
+        has_end: Its end was found; without one, the rest of the file belongs to it.
+    """
+
+    text: bytes | None
+    size_bytes: int
+    has_end: bool
+
+    @property
+    def lost(self) -> str:
+        """What a message says of the bytes that are lost with it."""
+        if self.has_end:
+            return f"; its {self.size_bytes:,} bytes are lost"
+        return f" and has no end; the {self.size_bytes:,} bytes up to the end of the file are lost"
+
+
 def _list_rows(content: Forward, name: bytes, field: str) -> Iterator[Document | Skipped]:
-    for number, text in enumerate(_elements(content), start=1):
+    for number, element in enumerate(_elements(content), start=1):
         row = b"%d" % number
-        yield too_long(name, row, "element") if text is None else _json_row(text, name, row, field, "element")
+        if element.text is None:
+            yield too_long(name, row, "element", element.lost)
+        else:
+            yield _json_row(element.text, name, row, field, "element", element.lost)
 
 
-def _elements(content: Forward) -> Iterator[bytes | None]:
-    """The text of each element of a list of objects; None in place of one that is too long.
+def _elements(content: Forward) -> Iterator[_Element]:
+    """Each element of a list of objects.
 
     A line that begins as the elements do, within a string or an object that was not closed, begins the next element:
-    where each has lines of its own, a row that was cut off costs no other row.
+    where each has lines of its own, a row that was cut off costs no other row. Elsewhere ``json_recovery`` finds the
+    next element, so that such a row costs itself; where its comma is lost too, it costs the row behind it as well.
     """
     scanner = _Scanner(content)
     while True:
         end, is_last = scanner.end_of_element()
+        size = end - scanner.begin
+        whole = size if scanner.is_long else scanner.size_before_another(size)
+        is_last = is_last and whole == size
+        end = scanner.begin + whole
         element = None if scanner.is_long else bytes(scanner.held[scanner.begin : end])
-        cut = None if element is None else scanner.line_within(len(element))
-        if element is not None and cut is not None and _decoded(element) is None:
-            element, end, is_last = element[:cut], scanner.begin + cut - 1, False  # it has lost its end
         if element is None or element.strip(_SPACE) or not is_last:
-            yield None if element is None or len(element) > table_rows.MOST_ROW_BYTES else element
+            is_held = element is not None and len(element) <= table_rows.MOST_ROW_BYTES
+            yield _Element(element if is_held else None, scanner.passed_bytes + whole, scanner.has_end)
         if is_last:
             return
         scanner.start(end + 1)
@@ -150,7 +180,10 @@ class _Scanner:
 
     Attributes:
         held: Bytes that were read and not yet given out.
-        begin: Place in ``held`` at which the next element begins.
+        begin: Place in ``held`` at which the next element begins, or at which what was not passed of it begins.
+        is_long: The element is too long to be held; what was read of it is passed over.
+        passed_bytes: How many of its bytes were passed over.
+        has_end: Its end was found, and not that of the file.
     """
 
     def __init__(self, content: Forward) -> None:
@@ -159,6 +192,7 @@ class _Scanner:
         first = beginning.index(b"{", opening)
         line = beginning.rfind(b"\n", opening, first)
         indent = re.escape(beginning[line + 1 : first]) if line >= 0 else rb"[ \t]*"
+        self._first_name = json_recovery.first_name(beginning[first:])
         self._begins_line = re.compile(b"\n" + indent + rb"\{")
         content.read(opening)
         self._content = content
@@ -169,13 +203,39 @@ class _Scanner:
         """An element begins there."""
         self.begin = self._at = begin
         self._depth, self._in_string = 0, False
-        self.is_long = False
+        self.is_long, self.passed_bytes, self.has_end = False, 0, True
+        self._judged_bytes = _JUDGED_BYTES
+
+    def size_before_another(self, size: int) -> int:
+        """Bytes of the element: fewer than were found where it is damaged and another one begins within them."""
+        line = self.line_within(size)
+        if line is None and not json_recovery.may_hold_elements(self.held, self.begin, self.begin + size):
+            return size
+        element = bytes(self.held[self.begin : self.begin + size])
+        if not json_recovery.is_damaged(element, ends_file=line is None and not self.has_end):
+            return size
+        if line is not None:
+            size, self.has_end = line, True
+            if not json_recovery.is_damaged(element[:size], ends_file=False):
+                return size
+        if (comma := self.element_within(size)) is not None:
+            size, self.has_end = comma, True
+        return size
 
     def line_within(self, size: int) -> int | None:
         """Where in the first bytes of the element a line begins as elements do; None where none does."""
         text = _NOT_SPACE.search(self.held, self.begin)
         found = self._begins_line.search(self.held, text.start() if text else self.begin, self.begin + size)
         return found.start() - self.begin if found else None
+
+    def element_within(self, size: int) -> int | None:
+        """Where in the first bytes of the element, which is damaged, the comma before another stands; None for none."""
+        if not json_recovery.may_hold_elements(self.held, self.begin, self.begin + size):
+            return None
+        while len(self.held) - self.begin < size + json_recovery.LOOKED_AHEAD_BYTES and self._more():
+            pass
+        comma = json_recovery.next_element(self.held, self.begin, self.begin + size, self._first_name)
+        return None if comma is None else comma - self.begin
 
     def end_of_element(self) -> tuple[int, bool]:
         """Where the element ends, and whether none follows it."""
@@ -184,11 +244,16 @@ class _Scanner:
             if found is None:
                 self._at = max(self._at, len(self.held))
                 held_bytes = len(self.held) - self.begin
-                if held_bytes > table_rows.MOST_ROW_BYTES:
-                    if not self.is_long and (cut := self.line_within(held_bytes)) is not None:
+                is_too_long = held_bytes > table_rows.MOST_ROW_BYTES
+                if not self.is_long and (is_too_long or held_bytes >= self._judged_bytes):
+                    self._judged_bytes = 2 * held_bytes
+                    if (cut := self._lost_end(held_bytes, is_too_long=is_too_long)) is not None:
                         return self.begin + cut, False
+                if is_too_long:
+                    self.passed_bytes += len(self.held) - self.begin
                     self.is_long, self.begin = True, len(self.held)  # only its end is of interest
                 if not self._more():
+                    self.has_end = False
                     return len(self.held), True
                 continue
             self._at = found.end()
@@ -210,6 +275,15 @@ class _Scanner:
                 self._depth -= byte != b","
             elif byte == b"," or (byte == b"]" and self._is_end()):
                 return self._at - 1, byte != b","
+
+    def _lost_end(self, size: int, *, is_too_long: bool) -> int | None:
+        """Where another element begins in the first bytes of one whose end is not in sight, if it is damaged."""
+        if is_too_long and (line := self.line_within(size)) is not None:
+            return line
+        if not json_recovery.may_hold_elements(self.held, self.begin, self.begin + size):
+            return None
+        element = bytes(self.held[self.begin : self.begin + size])
+        return self.element_within(size) if json_recovery.is_damaged(element, ends_file=True) else None
 
     def _line_begins(self, at: int) -> bool:
         at -= self.begin

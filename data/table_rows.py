@@ -68,9 +68,9 @@ def failing(name: bytes, error: SourceError) -> Document:
     return Document(name, fail, is_row=True)
 
 
-def too_long(name: bytes, row: bytes, what: str = "line") -> Document:
-    """A row that is longer than can be held."""
-    found = f"its {what} {row.decode()} has more than {MOST_ROW_BYTES >> 20} MiB"
+def too_long(name: bytes, row: bytes, what: str = "line", lost: str = "") -> Document:
+    """A row that is longer than can be held; ``lost`` says what is lost with it."""
+    found = f"its {what} {row.decode()} has more than {MOST_ROW_BYTES >> 20} MiB{lost}"
     return failing(name + SEPARATOR + row, damaged(name, found, "split it or leave it out"))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from bytelm.data.compression import Allowance
 from bytelm.data.documents import BLOCK_BYTES, Document, Skipped, damaged, shown_path
 from bytelm.data.storage import remote_errors
-from bytelm.data.table_rows import SEPARATOR, field_of, no_column, row_document
+from bytelm.data.table_rows import SEPARATOR, failing, field_of, no_column, row_document
 from bytelm.errors import SourceError
 from bytelm.hub import out_of_reach
 
@@ -59,6 +59,8 @@ def parquet_rows(
 ) -> Iterator[Document | Skipped]:
     """A document for each row of a part of a Parquet file, row group by row group.
 
+    A row group that is damaged costs its own rows alone, from the first that cannot be read on.
+
     Args:
         file: It, open and seekable.
         name: What it is called.
@@ -68,10 +70,11 @@ def parquet_rows(
         allowance: How much the values may be together.
 
     Yields:
-        A ``Document`` for a row, and a ``Skipped`` for a null.
+        A ``Document`` for a row, a ``Skipped`` for a null, and one ``Document`` for all rows of a row group that
+        cannot be read, which its ``blocks`` then says.
 
     Raises:
-        SourceError: The file is damaged, or has no such column.
+        SourceError: The file is damaged as a whole, or has no such column.
     """
     table = _open_parquet(file, name)
     path = _column(table, name, field)
@@ -79,10 +82,16 @@ def parquet_rows(
     first, last = (metadata.num_row_groups * edge // parts for edge in (part, part + 1))
     row = sum(metadata.row_group(group).num_rows for group in range(first))
     for group in range(first, last):
+        end = row + metadata.row_group(group).num_rows
         for value in _values(table, group, path, name):
             row += 1
+            row_name = name + SEPARATOR + b"%d" % row
+            if isinstance(value, SourceError):
+                yield failing(row_name, value)
+                break
             allowance.give(len(value or b""))
-            yield row_document(name + SEPARATOR + b"%d" % row, value)
+            yield row_document(row_name, value)
+        row = end
 
 
 def dataset_parts(source: str) -> tuple[str, int]:
@@ -216,29 +225,36 @@ def _text_types() -> tuple[Callable[["pa.DataType"], bool], ...]:
     )
 
 
-def _values(table: "pq.ParquetFile", group: int, path: list[str], name: bytes) -> Iterator[bytes | None]:
-    """The values of a column in a row group, a few rows at a time."""
+def _values(table: "pq.ParquetFile", group: int, path: list[str], name: bytes) -> Iterator[bytes | SourceError | None]:
+    """The values of a column in a row group, a few rows at a time; the error comes last where one cannot be read."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     about = table.metadata.row_group(group)
     row_bytes = max(1, about.total_byte_size // max(1, about.num_rows))
     rows = min(max(1, _HELD_BYTES // row_bytes), _MOST_HELD_ROWS)
+    left = about.num_rows
     batches = table.iter_batches(rows, row_groups=[group], columns=[".".join(path)], use_threads=False)
-    while True:
-        with _arrow_errors(name):
-            batch = next(batches, None)
-            if batch is None:
-                return
-            column = batch.column(path[0])
-            if len(path) > 1:
-                column = pc.struct_field(column, path[1:])  # pyright: ignore[reportAttributeAccessIssue]
-            values = column.cast(pa.large_binary()).to_pylist()
+    while left:
+        lost = f" in row group {group + 1} of {table.num_row_groups}: {left:,} of its {about.num_rows:,} rows are lost"
+        try:
+            with _arrow_errors(name, lost):
+                batch = next(batches, None)
+                if batch is None:
+                    raise pa.ArrowInvalid("it ends before its last row")
+                column = batch.column(path[0])
+                if len(path) > 1:
+                    column = pc.struct_field(column, path[1:])  # pyright: ignore[reportAttributeAccessIssue]
+                values = column.cast(pa.large_binary()).to_pylist()
+        except SourceError as error:
+            yield error
+            return
+        left -= len(values)
         yield from values
 
 
 @contextlib.contextmanager
-def _arrow_errors(name: bytes) -> Iterator[None]:
+def _arrow_errors(name: bytes, where: str = "") -> Iterator[None]:
     import pyarrow as pa
 
     try:
@@ -246,7 +262,7 @@ def _arrow_errors(name: bytes) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's; what Arrow itself finds has no number
-        raise damaged(name, f"Parquet cannot be read ({_said(error)})") from error
+        raise damaged(name, f"Parquet cannot be read{where} ({_said(error)})") from error
 
 
 def _dataset_name(source: str) -> tuple[str, str, str]:

@@ -4,9 +4,11 @@ import dataclasses
 import math
 import pickle
 import random
+import re
 import subprocess
 import sys
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from bytelm.config import RunConfig
 from bytelm.drafting import DraftPolicy
 from bytelm.engine.library import load_library
 from bytelm.engine.weights import engine_from_torch
-from bytelm.errors import CheckpointError, ConfigError, GenerationError
+from bytelm.errors import BytelmError, CheckpointError, ConfigError, GenerationError
 from bytelm.generation import GenerateSettings
 from bytelm.model import ByteLM
 from bytelm.vocab import EOD
@@ -164,6 +166,47 @@ def test_impossible_options_are_refused_at_the_call(model: LanguageModel) -> Non
     for wrong in (TypeError, GenerationError):
         with pytest.raises(wrong, match=r"generate has no keyword 'max_byte'; did you mean 'max_bytes'\?"):
             model.generate("x", max_byte=5)  # pyright: ignore[reportCallIssue]  # the wrong keyword is the point
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda _: load("nano", devise="cpu"), "load has no keyword 'devise'; did you mean 'device'?"),  # pyright: ignore[reportCallIssue]
+        (lambda _: load(), "load: missing a required argument: 'path'; write load(path, …)"),  # pyright: ignore[reportCallIssue]
+        (lambda _: load("nano", "cpu"), "load: too many positional arguments; write load(path, …)"),  # pyright: ignore[reportCallIssue]
+        (lambda model: model.score("a", contxt=3), "score has no keyword 'contxt'; there are prompt, continuation"),
+        (
+            lambda model: model.score("a"),
+            "score: missing a required argument: 'continuation'; write score(prompt, cont",
+        ),
+        (lambda model: model.score("a", "b", prompt="c"), "score: multiple values for argument 'prompt'"),
+        (lambda model: model.generate(promt="a"), "generate has no keyword 'promt'; did you mean 'prompt'?"),
+        (lambda model: model.generate(), "generate: missing a required argument: 'prompt'; write generate(prompt, …)"),
+        (lambda model: model.generate_batch(["a"], slot=3), "has no keyword 'slot'; did you mean 'slots'?"),
+        (lambda model: model.stream("a", invald="strict"), "stream has no keyword 'invald'; did you mean 'invalid'?"),
+        (lambda model: model.stream("a", "strict"), "stream: too many positional arguments; write stream(prompt, …)"),
+        (lambda model: model.plan(3), "plan: too many positional arguments; write plan()"),
+        (lambda _: LanguageModel(), "LanguageModel: missing a required argument: 'decoder'"),  # pyright: ignore[reportCallIssue]
+        (lambda _: RunConfig.build(preset="tiny", change=[]), "build has no keyword 'change'; did you mean 'changes'?"),  # pyright: ignore[reportCallIssue]
+        (lambda _: CONFIG.with_changes(), "with_changes: missing a required argument: 'changes'"),  # pyright: ignore[reportCallIssue]
+    ],
+    ids=lambda value: value.partition(";")[0] if isinstance(value, str) else "",
+)
+def test_a_call_that_does_not_fit_is_told_in_one_line(
+    model: LanguageModel, call: Callable[[LanguageModel], Any], message: str
+) -> None:
+    for kind in (BytelmError, TypeError):
+        with pytest.raises(kind, match=re.escape(message)):
+            call(model)
+
+
+def test_the_type_checker_still_sees_a_call_that_does_not_fit(model: LanguageModel) -> None:
+    with pytest.raises(GenerationError):
+        model.score("a")  # pyright: ignore[reportCallIssue]  # an ignore without an error is one itself
+    with pytest.raises(GenerationError):
+        model.stream("a", invald="strict")  # pyright: ignore[reportCallIssue]
+    with pytest.raises(GenerationError):
+        load("nano", threads="2", devise="cpu")  # pyright: ignore[reportCallIssue]
 
 
 def test_text_and_bytes_of_any_kind_are_taken(model: LanguageModel) -> None:

@@ -73,6 +73,92 @@ def test_a_bad_element_of_a_list_costs_itself_alone(bad: bytes, block: int) -> N
     assert "is damaged" in message
 
 
+LOST = [
+    '{"id": 1, "text": "cut off',
+    '{"id": 1, "text": "cut off"',
+    '{"id": 1, "text": "cut off", "n":',
+    '{"id": 1, "text": "cut off", "n": 4',
+    '{"i',
+    '{"id": 1, "text": "x", "d": [1, 2}',
+    '{"id": 1, "text": "x", "d": {"e": 1}',
+    '{"id": 1, "text": "x", "d": [1, 2',
+    '{"id": 1, "text": "x", "d": [{"e": 1}, {"e": 1}',
+    '{"id": 1, "text": "x"]}',
+    '{"id": 1, "text": "}, {", "d": "]',
+]
+
+
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+@pytest.mark.parametrize("separator", [",", ", ", " ,\n"])
+@pytest.mark.parametrize("bad", LOST)
+def test_an_element_without_end_in_a_list_on_one_line_costs_itself_alone(bad: str, separator: str, block: int) -> None:
+    rows = [json.dumps(row) for row in ROWS]
+    for place in range(4):
+        stored = "[" + separator.join([*rows[:place], bad, *rows[place + 1 :]]) + "]"
+        found = read(stored.encode(), block)
+        assert [one for one in found if isinstance(one, bytes)] == [*TEXTS[:place], *TEXTS[place + 1 :]]
+        (message,) = (one for one in found if isinstance(one, str))
+        assert f"its element {place + 1} is not JSON" in message
+
+
+def test_many_elements_without_end_cost_themselves_alone() -> None:
+    rows = [json.dumps(row) for row in ROWS * 200]
+    bad = [place for place in range(len(rows)) if place % 7 == 3]
+    for place in bad:
+        rows[place] = LOST[place % len(LOST)]
+    found = read(("[" + ", ".join(rows) + "]").encode(), 1000)
+    assert [one for one in found if isinstance(one, bytes)] == [
+        text for place, text in enumerate(TEXTS * 200) if place not in bad
+    ]
+    assert len(found) == len(rows)
+
+
+@pytest.mark.parametrize("last", ["", '{"id": 1, "text": "cut', '{"id": 1, "text": "cut"}]'])
+def test_an_object_inside_a_damaged_element_is_no_row(last: str) -> None:
+    inner = '"d": [{"text": "a"}, {"text": "b"}, {"text": "c"}]}'
+    for bad in (
+        '{"id": 0, "text": nope, ' + inner,
+        '{"id": 0, "text": "cut off, ' + inner,
+        '{"id": 0, "d": "cut ' + inner,
+    ):
+        stored = '[{"id": 0, "text": "row"}, ' + bad + (f", {last}" if last else "")
+        found = read(stored.encode())
+        expected = [b"row", b"cut"] if last.endswith("]") else [b"row"]
+        assert [one for one in found if isinstance(one, bytes)] == expected
+
+
+def test_text_that_looks_like_rows_is_no_row() -> None:
+    text = ', {"id": 9, "text": "fake"}, {"id": 9, "text": "fake"}]'
+    rows = [{"id": 1, "text": "a"}, {"id": 2, "text": text, "d": [1]}, {"id": 3, "text": "c"}]
+    for damage in (("[1]", "[1"), ("[1]", "nope"), ('"id": 2', '"id" 2'), ('", "d"', ', "d"')):
+        found = read(json.dumps(rows).replace(*damage).encode())
+        assert [one for one in found if isinstance(one, bytes)] == [b"a", b"c"]
+
+
+def test_what_stands_behind_an_element_without_end_is_told_where_no_row_is_found() -> None:
+    no_more = '{"text": "b", nothing'
+    may_be_inside = '{"text": "b", "d": [1, {"e": "c"}, {"e": "d"}]'
+    for lost in (no_more, may_be_inside):
+        row, message = read(b'[{"text": "a"},' + lost.encode())
+        assert row == b"a"
+        assert "its element 2 is not JSON" in str(message)
+        assert f"has no end; the {len(lost)} bytes up to the end of the file are lost" in str(message)
+    row, message, last = read(b'[{"text": "a"},{"text": nope},{"text": "c"}]')
+    assert (row, last) == (b"a", b"c")
+    assert "its element 2 is not JSON" in str(message)
+    assert "; its 14 bytes are lost; get it anew" in str(message)
+
+
+def test_a_long_element_without_end_is_left_soon_and_a_long_one_with_objects_is_one_row() -> None:
+    many = json.dumps({"d": [{"id": number, "text": "inner"} for number in range(40_000)], "text": "long"})
+    row = '{"text": "' + "x" * 1000 + '"}'
+    stored = f'[{row}, {many}, {{"text": "cut, {", ".join([row] * 2000)}, {many}]'.encode()
+    found = read(stored, 1 << 20)
+    assert found[1] == found[-1] == b"long"
+    assert len(found) == 2004
+    assert [one for one in found if isinstance(one, str)] == [found[2]]
+
+
 def test_an_element_of_too_many_levels_costs_itself_alone() -> None:
     first, deep, last = read(b'[{"text": "a"}, {"text": ' + b"[" * 100_000 + b"]" * 100_000 + b'}, {"text": "b"}]')
     assert (first, last) == (b"a", b"b")

@@ -232,19 +232,49 @@ def test_a_parquet_file_without_such_a_column_is_refused(tmp_path: Path, field: 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     place = parquet(tmp_path / "t.parquet", [f"{number}" * 100 for number in range(100)])
     stored = place.read_bytes()
-    page = pq.read_metadata(place).row_group(0).column(1).data_page_offset
     footer = len(stored) - 8 - int.from_bytes(stored[-8:-4], "little")
     for damage in (
         stored[:4],
         stored[:-1],
         stored[: len(stored) // 2],
         stored[:footer] + bytes(40) + stored[footer + 40 :],
-        stored[:page] + bytes(40) + stored[page + 40 :],
     ):
         place.write_bytes(damage)
         with pytest.raises(SourceError, match=r"'t\.parquet' is damaged: Parquet cannot be read") as caught:
             list(rows_of_parquet(place))
         assert caught.value.reason == "damaged"
+
+
+@pytest.mark.parametrize("bad", [0, 2, 3])
+def test_a_damaged_row_group_costs_its_own_rows_alone(tmp_path: Path, bad: int) -> None:
+    strings = [f"row {number} " * 20 for number in range(20)]
+    place = parquet(tmp_path / "t.parquet", strings, row_group_size=5, compression="none")
+    page = pq.read_metadata(place).row_group(bad).column(1).data_page_offset
+    stored = place.read_bytes()
+    place.write_bytes(stored[:page] + bytes(40) + stored[page + 40 :])
+    found = list(rows_of_parquet(place))
+    lost = found.pop(5 * bad)
+    assert isinstance(lost, Document)
+    with pytest.raises(SourceError, match=rf"in row group {bad + 1} of 4: 5 of its 5 rows are lost") as caught:
+        list(lost.blocks())
+    assert caught.value.reason == "damaged"
+    sound = [row for row in range(20) if row // 5 != bad]
+    assert contents(iter(found)) == [strings[row].encode() for row in sound]
+    assert [one.name for one in found if isinstance(one, Document)] == [b"t.parquet#%d" % (row + 1) for row in sound]
+
+
+def test_rows_before_the_damage_of_a_row_group_are_read(tmp_path: Path) -> None:
+    strings = [f"{number:08}" * 100 for number in range(3000)]
+    place = parquet(tmp_path / "t.parquet", strings, row_group_size=2000, compression="none", use_dictionary=False)
+    stored = place.read_bytes()
+    at = stored.index(b"00001500" * 100)
+    place.write_bytes(stored[: at - 4] + b"\xff" * 4 + stored[at:])  # the length of a value
+    found = list(rows_of_parquet(place))
+    assert isinstance(found[1024], Document)
+    with pytest.raises(SourceError, match=r"in row group 1 of 2: 976 of its 2,000 rows are lost"):
+        list(found[1024].blocks())
+    del found[1024]
+    assert contents(iter(found)) == [text.encode() for text in (*strings[:1024], *strings[2000:])]
 
 
 def test_a_parquet_bomb_is_refused(tmp_path: Path) -> None:
