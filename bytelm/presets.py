@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-_DRAFTING: Final[dict[str, Any]] = {"weight_ratio": 0.2, "row_share": 0.5}
+_DRAFTING: Final[dict[str, Any]] = {"weight_ratio": 0.3, "row_share": 0.5}
 """Heads of small models: far heads pull the trunk away from the next byte, so they weigh less and learn from half the
 rows (docs/experiments.md, 2026-12-01). The paper's heads weigh the same and help its model of 7 B, so larger presets
 keep its setting."""
