@@ -5,6 +5,7 @@ it is read up to the limit and one byte more. Either way a file beyond the limit
 """
 
 import contextlib
+import io
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -145,12 +146,11 @@ def _stdin() -> BinaryIO:
 
 
 def _at_most(file: BinaryIO, most_bytes: int) -> bytes:
-    blocks: list[bytes] = []
+    found = io.BytesIO()  # gives out what it holds without a copy, where a list of blocks would be held twice
     left = most_bytes
     while left > 0 and (block := file.read(min(left, _BLOCK_BYTES))):
-        blocks.append(block)
-        left -= len(block)
-    return b"".join(blocks)
+        left -= found.write(block)
+    return found.getvalue()
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -16,8 +16,8 @@ from bytelm.data.compression import COMPRESSIONS, MAGIC_BYTES, Allowance, decomp
 from bytelm.errors import SourceError
 from bytelm.hub import out_of_reach
 
-_MOST_BYTES: Final = 1 << 30
-"""Of a file of examples, as it is stored."""
+_MOST_BYTES: Final = 128 << 20
+"""Of a file of examples, as it is stored and as it is unpacked: the largest that is known has less than half of it."""
 _MOST_EXPANSION: Final = 1000.0
 _MOST_CELL: Final = 1 << 17
 
@@ -74,28 +74,15 @@ def read_file(place: Path) -> list[Row]:
     Raises:
         SourceError: It cannot be read or is damaged.
     """
-    content = read_bounded(place, _MOST_BYTES, what="the data", remedy="give a part of it")
-    packed = place.suffix.removeprefix(".")
-    name = place.stem if packed in COMPRESSIONS else place.name
-    if packed in COMPRESSIONS:
-        if not fits(packed, content[:MAGIC_BYTES]):
-            raise SourceError(
-                f"{place} is damaged: it does not begin as .{packed} does; get it again", reason="damaged"
-            )
-        allowance = Allowance(os.fsencode(place), len(content), _MOST_EXPANSION)
-        content = b"".join(allowance.giving(decompress(packed, iter([content]), os.fsencode(place))))
-    try:
-        text = content.decode("utf-8")
-    except ValueError as error:
-        raise SourceError(f"{place} is damaged: {error}; get it again", reason="damaged") from error
+    text, name = _text_of(place)
     if name.endswith(".txt"):
         return _hellaswag_rows(text, place)
     if name.endswith((".tsv", ".csv")):
         return _objects(_table(text, "\t" if name.endswith(".tsv") else ",", place), place)
     if text.lstrip().startswith("["):
         return _objects(_json(text, place, 1), place)
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return _objects([_json(line, place, number) for number, line in lines], place)
+    lines = enumerate(text.split("\n"), start=1)
+    return _objects((_json(line, place, number) for number, line in lines if line.strip()), place)
 
 
 def field_of(row: Row, names: Sequence[str], task: str, number: int) -> Any:
@@ -145,6 +132,31 @@ def drawn(examples: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
     if limit is None or limit >= len(examples):
         return list(examples)
     return [examples[place] for place in sorted(random.Random(seed).sample(range(len(examples)), limit))]
+
+
+def _text_of(place: Path) -> tuple[str, str]:
+    """The text of a file, unpacked; and its name, without what says how it is packed."""
+    content = read_bounded(place, _MOST_BYTES, what="the data", remedy="give a part of it")
+    packed = place.suffix.removeprefix(".")
+    name = place.stem if packed in COMPRESSIONS else place.name
+    if packed in COMPRESSIONS:
+        if not fits(packed, content[:MAGIC_BYTES]):
+            raise SourceError(
+                f"{place} is damaged: it does not begin as .{packed} does; get it again", reason="damaged"
+            )
+        allowance = Allowance(os.fsencode(place), len(content), _MOST_EXPANSION)
+        unpacked = io.BytesIO()
+        for block in allowance.giving(decompress(packed, iter([content]), os.fsencode(place))):
+            if unpacked.write(block) and unpacked.tell() > _MOST_BYTES:
+                raise SourceError(
+                    f"the data {place} has more than {_MOST_BYTES:,} bytes when it is unpacked, and these are the "
+                    "most; give a part of it"
+                )
+        content = unpacked.getvalue()
+    try:
+        return content.decode("utf-8"), name
+    except ValueError as error:
+        raise SourceError(f"{place} is damaged: {error}; get it again", reason="damaged") from error
 
 
 def _as_text(value: Any, names: Sequence[str], task: str, number: int) -> str:

@@ -2,12 +2,15 @@ import bz2
 import gzip
 import json
 import lzma
+import random
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import zstandard
 
+from bytelm import task_data
 from bytelm.errors import SourceError
 from bytelm.task_data import DataSet, drawn, field_of, read_file, read_rows, text_of, texts_of
 
@@ -134,3 +137,27 @@ def test_a_decompression_bomb_is_refused_before_it_is_held(tmp_path: Path) -> No
     bomb.write_bytes(zstandard.ZstdCompressor(level=1).compress(bytes(96 << 20)))
     with pytest.raises(SourceError, match=r"examples\.jsonl\.zst.*decompression bomb"):
         read_file(bomb)
+
+
+@pytest.mark.parametrize("packed", ["", ".zst", ".xz"])
+def test_too_much_data_is_refused_and_never_held_twice(
+    tmp_path: Path, packed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 32 << 20
+    monkeypatch.setattr(task_data, "_MOST_BYTES", limit)
+    data = Path("/dev/zero")
+    if packed:
+        data = tmp_path / f"examples.jsonl{packed}"
+        content = random.Random(0).randbytes(1 << 16) * (2 * limit >> 16)
+        data.write_bytes(zstandard.compress(content) if packed == ".zst" else lzma.compress(content, preset=0))
+    tracemalloc.start()
+    with pytest.raises(SourceError, match=rf"the data .* has more .*{limit:,} .* most; give a part of it"):
+        read_file(data)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1.5 * limit
+
+
+def test_the_largest_known_data_set_fits_and_far_more_than_it_does_not() -> None:
+    largest_known_bytes = 50 << 20  # the training part of HellaSwag
+    assert 2 * largest_known_bytes < task_data._MOST_BYTES <= 256 << 20
