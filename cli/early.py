@@ -131,7 +131,7 @@ def _check_runs(runs: Sequence[Path]) -> None:
 
 def _check_corpora(given: Any) -> None:
     """Look for the index of each corpus of this machine, and at the weights."""
-    if given is None or isinstance(given, Path):
+    if not given or isinstance(given, Path):
         return
     from bytelm.data.schedule import whole_weights
     from bytelm.data.storage import is_remote, parse_weighted

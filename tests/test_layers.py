@@ -19,9 +19,17 @@ ROWS: list[set[str]] = [
         "bytelm.presets",
         "bytelm.sandbox_inside",
         "bytelm.data.frame_packer",
+        "bytelm.data.json_recovery",
         "bytelm.engine.build",
     },
-    {"bytelm.bounded_reading", "bytelm.utf8", "bytelm.vocab", "bytelm.engine.handles", "bytelm.engine.library"},
+    {
+        "bytelm.bounded_reading",
+        "bytelm.calls",
+        "bytelm.utf8",
+        "bytelm.vocab",
+        "bytelm.engine.handles",
+        "bytelm.engine.library",
+    },
     {"bytelm.own_files"},
     {
         "bytelm.engine.interface",
