@@ -197,11 +197,11 @@ class Plan:
 
     Attributes:
         arms: In the order of the report.
-        budgets: Of one kind, the smallest first; each is equal for all arms that are trained.
-        seeds: Of weights and windows; each arm is trained with each seed at each budget.
+        budgets: Budgets of one kind, the smallest first. Every trained arm has a run at each.
+        seeds: Seeds of initial weights and window order. Every arm is trained with each seed at each budget.
         base: Settings that all arms share.
         scored_bytes: Held-out bytes that are scored, at most; the same ones for all.
-        stride_bytes: What a scored window advances.
+        stride_bytes: Bytes between the starts of two scored windows.
         prompts: Held-out prompts that are continued to measure speed.
         generated_bytes: Bytes of each continuation.
         tune_arms: Whether learning rate and batch are chosen for each arm; see ``bytelm.comparison_tuning``.
@@ -308,7 +308,7 @@ class Parameters:
 
     Attributes:
         total: All of them.
-        embedding: Of the embedding and the unembedding, which grow with the vocabulary.
+        embedding: Parameters of the embedding and the unembedding, which grow with the vocabulary.
         ngram_tables: Rows of the n-gram tables.
     """
 

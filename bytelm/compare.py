@@ -1,4 +1,4 @@
-"""Comparison: arms trained at equal budgets, over several seeds, measured alike, told with every axis.
+"""Comparison: train all arms at equal budgets with several seeds, measure them alike, and report every axis.
 
 Runs follow one another, the seeds outermost, so that a slow drift of the machine meets all arms alike. A measurement
 is kept as soon as it is made; what was interrupted goes on where it was, run by run, and inside a run from its last
@@ -96,15 +96,15 @@ class Comparison:
 
     Attributes:
         plan: What was asked for.
-        place: Of the corpus.
-        fingerprint: Of the corpus.
+        place: Folder or address of the corpus.
+        fingerprint: Fingerprint of the corpus.
         measured: Runs in the order of the plan.
         failed: Runs that could not be measured.
-        tuned: What was tried and chosen for each arm; none where nothing was to be chosen.
-        parts: Of the held-out text: validations are made on the one, and ``measured`` on the other.
-        rule: How much context each scored byte had.
-        machine: Where it ran, in words.
-        cores: Of this machine that can be used.
+        tuned: Searched values and the choice for each arm; empty without ``--tune-arms``.
+        parts: The two parts of the held-out text: one for validations and search, one for the scores in ``measured``.
+        rule: Context that each scored byte had, in words.
+        machine: Processor, cores and versions, in words.
+        cores: Number of usable cores.
         stopped: Whether the caller ended it early.
     """
 

@@ -36,7 +36,7 @@ class ArmFacts:
     """An arm over its seeds, at one budget.
 
     Attributes:
-        name: Of the arm.
+        name: Name of the arm.
         budget: At which it was trained; None where it was measured as found.
         runs: One for each seed, at least one.
     """
@@ -68,7 +68,7 @@ class Slope:
     """How an arm gains from more budget.
 
     Attributes:
-        name: Of the arm.
+        name: Name of the arm.
         by_seed: For each seed that was trained at every budget, bits per byte that a doubling of the budget adds:
             negative where more budget helps. A straight line by least squares over log2 of the budget.
     """
@@ -359,8 +359,8 @@ def _order_sentences(ranked: dict[Budget, list[ArmFacts]]) -> list[str]:
         lower = [
             f"{one if is_ahead else two} at {budget}" for (budget, _, _), is_ahead in zip(pairs, ahead, strict=True)
         ]
-        told = "every seed agrees, at each budget" if sure else "the seeds do not tell the two apart at every budget"
-        found.append(f"The order of {one} and {two} changes: the lower mean is that of {', '.join(lower)}; {told}.")
+        certainty = "all seeds agree at each budget" if sure else "the seeds do not separate the two at every budget"
+        found.append(f"The order of {one} and {two} changes; lower mean: {', '.join(lower)}; {certainty}.")
     return found
 
 

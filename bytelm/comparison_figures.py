@@ -36,7 +36,7 @@ def figures_of(arms: Sequence[ArmFacts], slopes: Sequence[Slope]) -> dict[str, t
 
     Args:
         arms: Each at each budget, at least one in all.
-        slopes: Of the arms that met all budgets; none where there is one budget.
+        slopes: Slopes of the arms that met all budgets; empty if there is one budget.
     """
     with matplotlib.rc_context(_STYLE):
         found: dict[str, tuple[Figure, str]] = {}

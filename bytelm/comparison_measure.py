@@ -47,34 +47,34 @@ class Measured:
     """One run: an arm with a seed and a budget. What nobody knows of a model that was made elsewhere is NaN.
 
     Attributes:
-        name: Of the arm.
-        seed: Of the run.
-        budget: Amount of the budget that it was trained within; None where it was measured as found.
-        trained: Whether it was trained here at the budget.
-        bits_per_byte: Of head 0, over all scored bytes.
-        bits_per_byte_by_head: Of each.
-        scored_bytes: How many they are.
-        scored_ids: Ids that they make.
-        parameters: Of the model, in all.
-        parameters_embedding: Those of the embedding and the unembedding.
-        parameters_ngram_tables: Rows of the n-gram tables.
-        parameters_inner: Those that are neither: all without tables and embeddings.
-        training_flops: Operations of the training, from the ids that were counted in its windows.
-        training_seconds: Of its clock: steps, validations and saving.
-        training_bytes: Bytes that it read.
-        training_bytes_per_second: Median of its logged steps.
-        training_memory_bytes: At the peak of a step, traced: weights, gradients, optimizer, activations.
-        flops_per_byte_training: Of a byte learnt from.
-        flops_per_byte_decoding: Of a byte generated without drafts.
-        bytes_per_second_plain: Generated, by the fastest decoder without drafts.
-        bytes_per_second_speculative: Generated with drafts of the model's own heads, the same bytes as without.
-        decoder: What decoded, in words: the engine, torch or transformers.
-        bytes_per_step: Of these, for a pass of the trunk.
-        bytes_per_id: Of the vocabulary.
-        share_of_budget: Of the budget that was really spent.
-        met: Whether that is within the tolerance.
-        tolerance: Share by which it may be missed.
-        curve: Validations during training: bytes, operations, seconds, bits per byte.
+        name: Name of the arm.
+        seed: Seed of the run.
+        budget: Amount of the budget that the run was trained within; None if it was measured as found.
+        trained: Whether the run was trained here at the budget.
+        bits_per_byte: Score of head 0 over all scored bytes.
+        bits_per_byte_by_head: Score of each head; None for a head that has no target.
+        scored_bytes: Number of scored bytes.
+        scored_ids: Number of ids that stand for the scored bytes.
+        parameters: All parameters of the model.
+        parameters_embedding: Parameters of the embedding and the unembedding.
+        parameters_ngram_tables: Parameters of the n-gram tables.
+        parameters_inner: Parameters without tables, embedding and unembedding.
+        training_flops: FLOPs of the training, from the ids counted in its windows.
+        training_seconds: Seconds of the training's clock: steps, validations and saving.
+        training_bytes: Bytes read in the training.
+        training_bytes_per_second: Median over the logged steps.
+        training_memory_bytes: Traced peak of a step: weights, gradients, optimizer, activations.
+        flops_per_byte_training: FLOPs for a byte of a training window.
+        flops_per_byte_decoding: FLOPs for a byte generated without drafts.
+        bytes_per_second_plain: Bytes generated in a second by the fastest decoder without drafts.
+        bytes_per_second_speculative: The same with drafts of the model's own heads; the bytes are equal.
+        decoder: Decoder in words: the engine, torch or transformers.
+        bytes_per_step: Bytes generated with drafts for each pass of the trunk.
+        bytes_per_id: Mean bytes of an id of the vocabulary.
+        share_of_budget: Share of the budget that was really spent.
+        met: Whether the share is within the tolerance.
+        tolerance: Share by which the budget may be missed.
+        curve: Validations during training: bytes, FLOPs, seconds, bits per byte.
         load_before: Mean number of processes that wanted a core in the minute before; None where it is not told.
     """
 
@@ -396,8 +396,8 @@ def with_counted_steps(config: RunConfig, vocabulary: Vocab, corpora: Corpora, b
     """Settings whose steps meet a budget of operations, where ids stand for several bytes: the ids are counted.
 
     Args:
-        config: Of a training; returned as it is where nothing is to be counted.
-        vocabulary: Of its model.
+        config: Settings of a training; returned unchanged if nothing is to be counted.
+        vocabulary: Vocabulary of the model.
         corpora: What it will be trained on.
         budget: To be met.
     """

@@ -39,7 +39,7 @@ class Parts:
         Args:
             corpus: The corpus whose parts these are.
             limit_bytes: Bytes to give, at most.
-            window_bytes: Of the model.
+            window_bytes: Bytes of the model's window.
         """
         return self._some(corpus, self.selection_bytes, limit_bytes, window_bytes, selected=True)
 

@@ -29,10 +29,10 @@ class Trial:
     """One training of a search.
 
     Attributes:
-        learning_rate: That was tried.
-        batch_windows: That were tried.
-        bits_per_byte: Of head 0 over the selection part; None where the training failed.
-        reason: Why it failed; empty where it did not.
+        learning_rate: Learning rate of this training.
+        batch_windows: Windows in a micro-batch of this training.
+        bits_per_byte: Score of head 0 on the selection part; None if the training failed.
+        reason: Why the training failed; empty if it did not.
     """
 
     learning_rate: float
@@ -46,10 +46,10 @@ class Tuned:
     """What was tried for an arm, and what was chosen.
 
     Attributes:
-        name: Of the arm.
-        trials: In the order in which they were made; none where the arm sets both values itself.
-        learning_rate: That was chosen.
-        batch_windows: That were chosen.
+        name: Name of the arm.
+        trials: Trainings in the order of the search; empty if the arm sets both values itself.
+        learning_rate: Chosen learning rate.
+        batch_windows: Chosen number of windows in a micro-batch.
     """
 
     name: str
@@ -79,7 +79,7 @@ def tuning_budget(budgets: tuple[Budget, ...]) -> Budget:
     """The budget of each training of a search.
 
     Args:
-        budgets: Of the comparison, the smallest first.
+        budgets: Budgets of the comparison, the smallest first.
 
     Raises:
         ConfigError: They are of parameters, of which no share can be trained.
@@ -113,12 +113,12 @@ def search(
 
     Args:
         arm: Which.
-        learning_rate: Of its settings, where the search begins.
-        batch_windows: Likewise.
+        learning_rate: Learning rate of the arm's settings, where the search begins.
+        batch_windows: Windows in a micro-batch of the arm's settings, likewise.
         ask: Trains with a rate and a number of windows, and scores; None where the caller ended it.
 
     Returns:
-        What was tried and chosen; None where the caller ended it. Of equal scores the first one is taken.
+        What was tried and chosen; None where the caller ended it. Ties go to the first one.
 
     Raises:
         TrainingError: No training of one of the two steps gave a score.

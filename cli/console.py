@@ -36,7 +36,7 @@ def people() -> "Console":
 def say(line: str, *, whole: bool = False) -> None:
     """One line for people, on stderr; on a terminal it is broken between words, unless it is to stay whole."""
     with contextlib.suppress(OSError):  # who closes the place for such lines does not want them
-        print(_readable(line, sys.stderr, whole=whole), file=sys.stderr, flush=True)  # noqa: T201  prints all lines
+        _print(_readable(line, sys.stderr, whole=whole), sys.stderr)
 
 
 def busy(line: str) -> None:
@@ -62,16 +62,16 @@ def alive(line: str) -> Iterator[None]:
 
 def result(line: str, *, whole: bool = False) -> None:
     """One line of a command's result, on stdout; broken as ``say`` does it. Paths and commands stay whole."""
-    _print(_readable(line, sys.stdout, whole=whole))
+    _print(_readable(line, sys.stdout, whole=whole), sys.stdout)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
     """The one JSON object of ``--json``, on stdout."""
-    _print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    _print(json.dumps(value, ensure_ascii=False, allow_nan=False), sys.stdout)
 
 
-def _print(text: str) -> None:
-    print(text, flush=True)  # noqa: T201  the one place that prints results
+def _print(text: str, stream: TextIO) -> None:
+    print(text, file=stream, flush=True)
 
 
 def _readable(text: str, stream: TextIO, *, whole: bool) -> str:

@@ -494,10 +494,10 @@ def test_a_slope_is_what_a_doubling_changes_seed_by_seed(finished: tuple[Compari
         ({"byte:k=1": [[3.0, 3.1], [2.0, 2.1]], "byte:k=8": [[3.5, 3.6], [2.5, 2.6]]},
          "The order of the mean bits per byte is the same at all budgets: byte:k=1, byte:k=8."),
         ({"byte:k=1": [[3.0, 3.1], [2.5, 2.6]], "byte:k=8": [[3.5, 3.6], [2.0, 2.1]]},
-         "The order of byte:k=1 and byte:k=8 changes: the lower mean is that of byte:k=1 at seconds:60, byte:k=8 at "
-         "seconds:120; every seed agrees, at each budget."),
+         "The order of byte:k=1 and byte:k=8 changes; lower mean: byte:k=1 at seconds:60, byte:k=8 at "
+         "seconds:120; all seeds agree at each budget."),
         ({"byte:k=1": [[3.0, 3.6], [2.5, 2.6]], "byte:k=8": [[3.5, 3.6], [2.0, 2.1]]},
-         "byte:k=8 at seconds:120; the seeds do not tell the two apart at every budget."),
+         "byte:k=8 at seconds:120; the seeds do not separate the two at every budget."),
     ],
 )  # fmt: skip
 def test_a_sentence_says_whether_the_order_changes_between_budgets(

@@ -1,11 +1,13 @@
 """What eight heads cost the language model: bits per byte of head 0 with and without them, at equal steps and seconds.
 
     python tests/bench/bench_heads.py --corpus CORPUS --out OUT [--sizes tiny 3M 8M] [--seeds 3] [--steps 1000]
+        [--weight-ratio 0.3] [--row-share 0.5]
 
 Each size is trained with one head, with ``--heads`` heads of equal weight on all rows (the paper's setting), and with
-the weights and the share of rows of the preset ``tiny``. Steps are equal; a further run with one head has as many
-steps as fit into the processor seconds of the preset's. Seconds are of the processor, so that neighbours on the machine
-disturb little; the ratio of a step with all heads over one with one head is the median of paired steps.
+a weight ratio and a share of rows, which are those of the preset ``tiny`` unless others are given. Steps are equal; a
+further run with one head has as many steps as fit into the processor seconds of the latter's. Seconds are of the
+processor, so that neighbours on the machine disturb little; the ratio of a step with all heads over one with one head
+is the median of paired steps.
 
 ``kept`` is the share of the extra bytes per step (beyond the one that plain decoding gives) that remains, over equal
 weights. Bytes per step are those of the last validation: how far the heads agree with held-out text, by greedy choices.
@@ -39,13 +41,16 @@ SIZES: Final[dict[str, list[str]]] = {
 _OWN: Final = PRESETS["tiny"]["heads"]
 
 
-def arms(heads: int) -> dict[str, list[str]]:
-    """Settings of each arm."""
-    ours = [f"heads.{name}={value}" for name, value in _OWN.items()]
+def arms(heads: int, weight_ratio: float, row_share: float) -> dict[str, list[str]]:
+    """Settings of each arm; the last one is that of the weights and rows that are asked for."""
     return {
         "one head": ["heads.count=1", "heads.weight_ratio=1", "heads.row_share=1"],
         "equal weights": [f"heads.count={heads}", "heads.weight_ratio=1", "heads.row_share=1"],
-        "preset": [f"heads.count={heads}", *ours],
+        f"ratio {weight_ratio:g}, rows {row_share:g}": [
+            f"heads.count={heads}",
+            f"heads.weight_ratio={weight_ratio}",
+            f"heads.row_share={row_share}",
+        ],
     }
 
 
@@ -98,6 +103,10 @@ def seconds_of_a_step(corpus: str, changes: dict[str, list[str]], folder: Path, 
     }
 
 
+def _folder(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
+
+
 def main() -> None:
     """Train, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,25 +116,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--weight-ratio", type=float, default=_OWN["weight_ratio"])
+    parser.add_argument("--row-share", type=float, default=_OWN["row_share"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"machine": machine(), "steps": options.steps, "heads": options.heads, "preset": _OWN}
+    result: dict[str, Any] = {"machine": machine(), "steps": options.steps, "heads": options.heads}
     for size in options.sizes:
-        of_size = {name: [*SIZES[size], *own] for name, own in arms(options.heads).items()}
+        asked = arms(options.heads, options.weight_ratio, options.row_share)
+        of_size = {name: [*SIZES[size], *own] for name, own in asked.items()}
+        ours = list(asked)[-1]
         places = options.out / f"{size}-{options.heads}-{options.steps}"
         places.mkdir(parents=True, exist_ok=True)
-        timed = places / "costs.json"
+        timed = places / f"costs-{_folder(ours)}.json"
         if not timed.exists():
             timed.write_text(
                 json.dumps(seconds_of_a_step(options.corpus, of_size, places / "timing")), encoding="utf-8"
             )
         costs: dict[str, float] = json.loads(timed.read_text(encoding="utf-8"))
         found: dict[str, list[dict[str, float]]] = {}
-        longer = round(options.steps * costs["preset"])
+        longer = round(options.steps * costs[ours])
         for seed in range(options.seeds):
             for name, changes in [*of_size.items(), ("one head, equal seconds", of_size["one head"])]:
                 steps = longer if "seconds" in name else options.steps
-                run = places / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+                run = places / f"{_folder(name)}-{steps}-{seed}"
                 found.setdefault(name, []).append(trained(options.corpus, run, changes, seed, steps))
         print(f"\n{size}, {options.heads} heads, {options.steps} steps, {options.seeds} seeds\n")
         print("| | bits per byte | over one head | over it, equal seconds | bytes per step | kept | time of a step |")
